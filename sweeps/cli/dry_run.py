@@ -95,7 +95,7 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings, facts: Mapping[
         print(f"{label}: {why} ({declared.remedy(label)})")
     if further := declared.seeds_text():
         print(further)
-    to_train = (*today.to_do, *today.pending)
+    to_train = today.remaining
     share = f"{len(to_train)}{' of them' if today.total > 1 else ''} to train"
     print(f"{count(today.total, 'trial')}, {share}")
     for name in today.sweep.datasets:
@@ -120,11 +120,23 @@ def pictures_text(nets: Sequence[Net | Model], facts: DataSet) -> str:
 
 
 def question_costs(today: Plan, settings: Settings, facts: Mapping[str, DataSet]) -> Iterator[str]:
-    """Yield the expected cost of a sweep until decided, a line for each case; search and other cells are left out."""
+    """Yield the expected cost of a sweep until decided, a line for each case; search and other cells are left out.
+
+    It is that of a sweep from its first training on: of one under way a line says what is decided already.
+    """
+    from sweeps.results.answers import answers_of_plan
     from sweeps.results.cell_numbers import printed_gains
 
     sweep = today.sweep
     design = today.sweep.protocol.design
+    known = answers_of_plan(today, ())
+    if known is not None and known.used:
+        closed = sum(answer.decision != "open" for answer in known.answers)
+        so_far = f"after {count(known.used, design.unit)} {closed} of {count(len(known.answers), 'question')}"
+        if closed == len(known.answers):
+            yield f"{so_far} closed: nothing more is trained for them"
+            return
+        yield f"{so_far} closed; what follows is from the first {design.unit} on"
     labels = asked_cells(sweep.questions)
     hours = hours_per_training(today, settings, labels, facts)
     units = count(design.most * len(labels), design.unit)
@@ -145,9 +157,9 @@ def _print_cells(declared: Plan, today: Plan, facts: Mapping[str, DataSet]) -> N
     width = max(len(cell.label) for cell in declared.sweep.cells)
     shown = declared.states
     print(f"{'cell':<{width}}  trials {state_heads(shown)} later   epochs   pictures  operations")
-    to_train: dict[str, list[Trial]] = {}
-    for trial in (*today.to_do, *today.pending):
-        to_train.setdefault(trial.cell.key, []).append(trial)
+    to_train: dict[str, list[tuple[Trial, int]]] = {}
+    for trial, done in today.remaining:
+        to_train.setdefault(trial.cell.key, []).append((trial, done))
     for cell in declared.sweep.cells:
         asked = cell not in today.sweep.others
         states = [status.state for status in (today if asked else declared).of(cell)]
@@ -161,7 +173,7 @@ def _print_cells(declared: Plan, today: Plan, facts: Mapping[str, DataSet]) -> N
         trials = to_train.get(cell.key, [])
         later = len(trials) - states.count("new") - states.count("running")
         row = "".join(f"{count or '.':>5}" for count in counts) + f"{later or '.':>6}"
-        epochs = round(sum(map(today.expected_epochs, trials)))
+        epochs = round(sum(today.epochs_left(trials, today.begun)))
         pictures, operations = (f"{value:.3g}" if value else "." for value in workload(today, trials, facts))
         total = len(states) + later
         print(f"{cell.label:<{width}}  {total:>6} {row}   {epochs or '.':>6} {pictures:>10} {operations:>11}")

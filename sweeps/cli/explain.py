@@ -7,8 +7,8 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from sweeps.experiment.metrics import Metric, ending_word, error_text
-from sweeps.experiment.plan import MAX_ATTEMPTS, Plan, TrialStatus, current_plan
+from sweeps.experiment.metrics import Metric, ending_word, error_text, has_diverged
+from sweeps.experiment.plan import MAX_ATTEMPTS, TO_DO, Plan, TrialStatus, current_plan
 from sweeps.experiment.trial import PHASES, SECOND_SEED, Cell, Trial
 from sweeps.experiment.wording import count, unknown_name
 from sweeps.results.evidence import titles
@@ -89,12 +89,16 @@ def cell_lines(plan: Plan, cell: Cell, reasons: Mapping[str, Sequence[str]], bri
     if lost := plan.lost(cell):
         yield f"  {lost}"
     yield from (f"  no verdict by the paper's number: {reason}" for reason in reasons.get(cell.label, ()))
+    for label, why in plan.given_up_sentences():
+        if label == cell.label:
+            yield f"  given up: {why} ({plan.remedy(label)})"
     if brief:
         return
     width = max((len(status.trial.label) for status in statuses), default=0)
     for status in statuses:
-        why = f"   {status.why}" if status.why else ""
-        yield f"    {status.trial.label:<{width}}  {status.trial.key}  {status.state}{why}"
+        ending = f" ({ending_word(status.result)})" if status.result and has_diverged(status.result) else ""
+        words = "   ".join(filter(None, (f"{status.state}{ending}", _why(plan, status))))
+        yield f"    {status.trial.label:<{width}}  {status.trial.key}  {words}"
 
 
 def trial_lines(plan: Plan, status: TrialStatus, ledger: Ledger) -> Iterator[str]:
@@ -131,11 +135,18 @@ def _purpose(plan: Plan, trial: Trial) -> str:
     return ", and ".join(uses)
 
 
+def _why(plan: Plan, status: TrialStatus) -> str:
+    """Return why a trial stands where it does, for one that runs how far it has come; empty where nothing is known."""
+    epochs = plan.epochs_of(status) if status.state == "running" else 0
+    come = f"after epoch {epochs} of {status.trial.recipe.epochs}" if epochs else ""
+    return "; ".join(filter(None, (come, status.why)))
+
+
 def _stand(plan: Plan, status: TrialStatus) -> str:
     """Return where a trial stands and why, and what may be done about it."""
-    why = f": {status.why}" if status.why else ""
-    sentence = f"{STANDS[status.state]}{why}"
-    if status.state in ("new", "running"):
+    why = _why(plan, status)
+    sentence = f"{STANDS[status.state]}{f': {why}' if why else ''}"
+    if status.state in TO_DO:
         ahead = [trial.key for trial in plan.to_do].index(status.trial.key)
         verb = "starts" if ahead == 1 else "start"
         before = f"{count(ahead, 'trial')} of this sweep {verb} before it" if ahead else "it is the next of this sweep"

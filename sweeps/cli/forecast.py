@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 from crelu_data.cores import cores
 from crelu_data.datasets import DataSet
 from sweeps.cli.settings import Settings
 from sweeps.execution.resources import TrialResources, resolve_resources
-from sweeps.execution.throughput import Throughput, Throughputs, past_epochs, sharers_of
+from sweeps.execution.throughput import RECENT, Throughput, Throughputs, past_epochs, sharers_of
 from sweeps.experiment.model_facts import net_facts
-from sweeps.experiment.plan import Plan
+from sweeps.experiment.plan import Begun, Plan
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import PHASES, Trial, probed
 from sweeps.experiment.wording import against_forecast, count
@@ -24,11 +27,11 @@ from sweeps.store.ledger import Json
 if TYPE_CHECKING:
     from sweeps.execution.session import DriverState
 
-TRIAL_START = 0.2  # seconds of a trial besides its pictures: opening its files, checkpoints, its result
+# Seconds of a trial besides its pictures: opening its files, checkpoints, its result. Those of a large net are several
+# times as many; they count as measured once a trial has ended.
+TRIAL_START = 0.2
 WORKER_START = 3.0  # seconds until a worker has imported what its first trial needs
 EVALUATION = 1 / 3  # of the time to learn from a picture, by operations: forward without backward
-
-Remaining = Iterable[tuple[Trial, int]]  # trials to train, and the epochs that each has behind it
 
 
 class TimeEstimate(NamedTuple):
@@ -37,6 +40,13 @@ class TimeEstimate(NamedTuple):
     likely: float
     least: float
     most: float
+
+
+class Pace(NamedTuple):
+    """Pace of a cell's trainings: the throughput of its epochs, and the seconds of each besides its pictures."""
+
+    throughput: Throughput
+    start: float = TRIAL_START
 
 
 class Forecast:
@@ -49,8 +59,10 @@ class Forecast:
         results = [status.result for status in plan.statuses if status.result is not None]
         shapes = {name: (fact.classes, fact.crop) for name, fact in facts.items()}
         macs = {cell.key: float(net_facts(cell.net, *shapes[cell.dataset]).macs) for cell in plan.sweep.trained}
+        begun = [(trial.cell.key, trial.key) for trial, _ in plan.begun]
         sharers = sharers_of(resources.gpus, min(at_once, len(plan.to_do) + len(plan.pending)))
-        self.throughputs = Throughputs(macs, past_epochs(settings.ledger, results, resources), sharers=sharers)
+        past = past_epochs(settings.ledger, results, resources, begun)
+        self.throughputs = Throughputs(macs, past, sharers=sharers)
         self.plan = plan
         self.settings = settings
         self.facts = facts
@@ -61,40 +73,79 @@ class Forecast:
         self.epochs = 0  # of all trials in this session
         self.workers = 0  # the most that were seen at once
         self.running = 1  # of them now
-        self.announced: dict[str, Throughput] = {}  # behind the latest sentence
+        self.announced: dict[str, Pace] = {}  # behind the first sentence
         self.epochs_before: dict[str, int] = {}  # by trial key: epochs of earlier sessions
+        self.begun = {trial.key: (trial, epochs) for trial, epochs in plan.begun}  # with the epochs behind each
+        self.starts: dict[str, deque[float]] = {}  # by cell key: seconds of the latest trials besides their pictures
+        self.ended: dict[str, float] = {}  # by trial key: seconds of training of those that `starts` lacks
+        self.seconds_by_trial: Mapping[str, float] = {}  # of this session, from hand-out to end, as the driver fills it
 
     def add_epoch(self, trial: Trial, row: Mapping[str, float]) -> None:
         """Take in an epoch of this session."""
         self.epochs += 1
         self.epochs_before.setdefault(trial.key, int(row["epoch"]) - 1)
+        self.begun[trial.key] = (trial, int(row["epoch"]))
         self.throughputs.add(trial.cell.key, row, sharers_of(self.resources.gpus, self.running))
 
     def add_result(self, result: Json) -> None:
-        """Take in what a finished trial says of its device."""
+        """Take in what a finished trial says of its device, and how long it trained."""
         self.throughputs.device_bytes = float(result["hardware"].get("memory", self.throughputs.device_bytes))
+        self.ended[str(result["key"])] = float(result["seconds"])
+
+    def paces(self) -> dict[str, Pace]:
+        """Return the pace of every cell, by its own trials or by others'; empty where none is known."""
+        throughputs = self.throughputs.all()
+        self._add_starts(throughputs)
+        starts = {key: median(seconds) for key, seconds in self.starts.items()}
+        other = median(starts.values()) if starts else TRIAL_START
+        return {key: Pace(throughput, starts.get(key, other)) for key, throughput in throughputs.items()}
+
+    def _add_starts(self, throughputs: Mapping[str, Throughput]) -> None:
+        """Take in what ended trials took besides their pictures, once their whole time is known."""
+        firsts = list(itertools.islice(self.epochs_before, self.at_once))
+        for key in [key for key in self.ended if key in self.seconds_by_trial]:
+            trained = self.ended.pop(key)
+            if key not in self.epochs_before:
+                continue  # it showed no epoch in this session
+            trial, epochs = self.begun[key]
+            facts, throughput = self.facts[trial.cell.dataset], throughputs[trial.cell.key]
+            before = self.epochs_before[key]
+            if key not in firsts:
+                known = estimate(trial, facts, Pace(throughput, 0.0), epochs - before).likely
+                seconds = self.seconds_by_trial[key] - known
+            elif before == 0:
+                # Its worker started with it, which others do not wait for: only what it trained counts.
+                seconds = TRIAL_START + trained - pictures(trial, facts, epochs)[0] / throughput.likely
+            else:
+                continue
+            self.starts.setdefault(trial.cell.key, deque(maxlen=RECENT)).append(max(0.0, seconds))
 
     def estimates(
-        self, remaining: Remaining, throughputs: Mapping[str, Throughput] | None = None, *, to_the_end: bool = False
+        self, remaining: Begun, paces: Mapping[str, Pace] | None = None, *, to_the_end: bool = False
     ) -> list[TimeEstimate]:
-        """Return what each trial will take; those of cells without a throughput are left out.
+        """Return what each trial will take; those of cells without a pace are left out.
 
         `to_the_end` are trials that have come to all their epochs, also in a search that lets only the best do so.
         """
-        known = self.throughputs.all() if throughputs is None else throughputs
+        known = self.paces() if paces is None else paces
+        remaining = list(remaining)
         return [
-            estimate(
-                trial, self.facts[trial.cell.dataset], known[trial.cell.key], self._epochs(trial, to_the_end) - done
-            )
-            for trial, done in remaining
+            estimate(trial, self.facts[trial.cell.dataset], known[trial.cell.key], epochs)
+            for (trial, _), epochs in zip(remaining, self._epochs_left(remaining, to_the_end), strict=True)
             if trial.cell.key in known
         ]
 
-    def _epochs(self, trial: Trial, to_the_end: bool) -> float:
-        most = trial.recipe.epochs if to_the_end else self.plan.expected_epochs(trial)
-        return self.match_epochs.get(trial.reference, 0) or most
+    def _epochs_left(self, remaining: Begun, to_the_end: bool) -> list[float]:
+        """Return the epochs that each trial is still to train."""
+        left = self.plan.epochs_left(remaining, self.begun.values())
+        if to_the_end:
+            left = [float(trial.recipe.epochs - done) for trial, done in remaining]
+        return [
+            matched - done if (matched := self.match_epochs.get(trial.reference)) else epochs
+            for (trial, done), epochs in zip(remaining, left, strict=True)
+        ]
 
-    def seconds_left(self, remaining: Remaining) -> float | None:
+    def seconds_left(self, remaining: Begun) -> float | None:
         """Return the seconds until all are trained by this many `slots`; None while nothing is known."""
         seconds = [trial.likely for trial in self.estimates(remaining)]
         if not seconds:
@@ -109,13 +160,13 @@ class Forecast:
         """Return whether this was the epoch by which each of the first trials may have reported one."""
         return self.epochs == self.at_once
 
-    def sentence(self, remaining: Remaining) -> str:
+    def sentence(self, remaining: Begun) -> str:
         """Return a forecast in hours, with an interval, and in money where an hour has a price; empty for none."""
         remaining = list(remaining)
         trials, seconds_left = self.estimates(remaining), self.seconds_left(remaining)
         if seconds_left is None:
             return ""
-        self.announced = self.throughputs.all()
+        self.announced = self.announced or self.paces()
         starts = WORKER_START * min(self.at_once, len(trials))
         seconds = total([*trials, TimeEstimate(starts, starts, starts)])
         share = self.resources.gpus or 1.0
@@ -137,7 +188,7 @@ def time_text(seconds: float) -> str:
 
 def forecast_before_start(plan: Plan, settings: Settings, facts: Mapping[str, DataSet]) -> str:
     """Return the forecast from what this machine has trained before, without a look at Ray."""
-    sentence = _forecast_here(plan, settings, facts).sentence((trial, 0) for trial in (*plan.to_do, *plan.pending))
+    sentence = _forecast_here(plan, settings, facts).sentence(plan.remaining)
     return sentence or "no forecast: nothing has been trained on this hardware yet; it comes with the first epochs"
 
 
@@ -150,7 +201,8 @@ def hours_per_training(plan: Plan, settings: Settings, labels: Collection[str], 
         return 0.0
     forecast = _forecast_here(plan, settings, facts)
     trials = {status.trial.cell.label: status.trial for status in plan.statuses if status.trial.cell.label in labels}
-    seconds = [estimate.likely for estimate in forecast.estimates((trial, 0) for trial in trials.values())]
+    whole = forecast.estimates(((trial, 0) for trial in trials.values()), to_the_end=True)
+    seconds = [estimate.likely for estimate in whole]
     return (forecast.resources.gpus or 1.0) * sum(seconds) / len(seconds) / 3600 if seconds else 0.0
 
 
@@ -173,7 +225,7 @@ def visible_gpus() -> int:
 
 
 def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]], log: Callable[[str], None]) -> None:
-    """Log what the finished trials took beside the latest forecast for them; write both to the ledger."""
+    """Log what the finished trials took beside the first forecast for them; write both to the ledger."""
     ledger = forecast.settings.ledger
     done = [
         (trial, seconds)
@@ -226,12 +278,12 @@ def pictures(trial: Trial, facts: DataSet, epochs: float | None = None) -> tuple
     return learned * epochs, (held_out + probed(trial, learned, facts.holdout)) * epochs + final
 
 
-def estimate(trial: Trial, facts: DataSet, throughput: Throughput, epochs: float | None = None) -> TimeEstimate:
-    """Return the seconds that so many epochs (None: all) and the final test take at this throughput."""
+def estimate(trial: Trial, facts: DataSet, pace: Pace, epochs: float | None = None) -> TimeEstimate:
+    """Return the seconds that so many epochs (None: all) and the final test take at this pace."""
     learned, evaluated = pictures(trial, facts, epochs)
     work = learned + EVALUATION * evaluated
-    rates = (throughput.likely, throughput.fastest, throughput.slowest)
-    return TimeEstimate(*(work / rate + TRIAL_START for rate in rates))
+    rates = (pace.throughput.likely, pace.throughput.fastest, pace.throughput.slowest)
+    return TimeEstimate(*(work / rate + pace.start for rate in rates))
 
 
 def total(estimates: Sequence[TimeEstimate]) -> TimeEstimate:
@@ -239,15 +291,15 @@ def total(estimates: Sequence[TimeEstimate]) -> TimeEstimate:
     return TimeEstimate(*(sum(column) for column in zip(*estimates, strict=True)))
 
 
-def workload(plan: Plan, trials: Iterable[Trial], facts: Mapping[str, DataSet]) -> tuple[float, float]:
+def workload(plan: Plan, remaining: Begun, facts: Mapping[str, DataSet]) -> tuple[float, float]:
     """Return the pictures and the operations of a plan's trials; zeros where their data sets or nets are not known."""
     picture_count = arithmetic = 0.0
+    remaining = list(remaining)
     try:
-        for trial in trials:
+        for (trial, _), epochs in zip(remaining, plan.epochs_left(remaining, plan.begun), strict=True):
             if trial.cell.dataset not in facts:
                 return 0.0, 0.0
             fact = facts[trial.cell.dataset]
-            epochs = plan.expected_epochs(trial)
             picture_count += sum(pictures(trial, fact, epochs))
             arithmetic += operations(trial, fact, epochs)
     except ValueError:

@@ -445,6 +445,7 @@ def _run_trials(
         hours_before=float(os.environ.get(HOURS_USED, "0")),
     )
     _set_pack_policy(state, forecast, view)
+    forecast.seconds_by_trial = state.seconds_by_trial
     log_forecast()
     view.hours = state.hours
     view.progress.decided = state.decided

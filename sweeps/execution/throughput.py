@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from statistics import median, quantiles
 from typing import NamedTuple
 
 from sweeps.execution.resources import TrialResources
+from sweeps.store.checkpoint_header import progress
 from sweeps.store.integrity import HISTORY, damage
 from sweeps.store.ledger import Json, Ledger
 
@@ -27,6 +30,9 @@ SCALING = 2.0
 # Share of its time that a trial alone keeps a GPU busy: eager steps of CIFAR nets 0.5, captured ones and large nets 1;
 # least, likely, most. Trials that share a GPU slow each other down once these shares add up to more than it has.
 BUSY = (0.5, 0.7, 1.0)
+# A device as a checkpoint names it (training.runtime.device_in_words): a CPU, and how many ranks and GPUs it has.
+A_CPU = "a CPU"
+NUMBERS = re.compile(r"[(,] ?([0-9]+) (?:ranks|GPUs)")
 
 
 class Throughput(NamedTuple):
@@ -157,10 +163,13 @@ def sharers_of(gpus: float, running: int | None = None) -> int:
     return fit if running is None else max(1, min(fit, running))
 
 
-def past_epochs(ledger: Ledger, results: Iterable[Json], resources: TrialResources) -> dict[str, EpochRates]:
+def past_epochs(
+    ledger: Ledger, results: Iterable[Json], resources: TrialResources, begun: Iterable[tuple[str, str]] = ()
+) -> dict[str, EpochRates]:
     """Return the epochs of the latest finished trials of each cell on this kind of hardware, by cell key.
 
-    Of several kinds of GPU those count that trained last.
+    Of several kinds of GPU those count that trained last. Of a cell without such trials the epochs count that are in
+    checkpoints of `begun` trials, given by the keys of cell and trial.
     """
     latest = sorted((result for result in results if _same_kind(result, resources)), key=_finished, reverse=True)
     by_cell: dict[str, list[Json]] = {}
@@ -174,6 +183,17 @@ def past_epochs(ledger: Ledger, results: Iterable[Json], resources: TrialResourc
                 continue  # the report names it
             for row in json.loads(ledger.read(f"trials/{result['key']}/{HISTORY}") or b"[]"):
                 epochs[cell_key].add(row, sharers_of(float(result["hardware"].get("gpu_share", 1))))
+    gpu = str(latest[0]["hardware"]["device"]) if latest and resources.device == "cuda" else ""
+    under_way: dict[str, list[str]] = {}
+    for cell_key, key in begun:
+        if cell_key not in epochs:
+            under_way.setdefault(cell_key, []).append(key)
+    for cell_key, keys in under_way.items():
+        for key in keys[:FEW]:
+            state = progress(ledger, key) or {}
+            if _has_same_kind(state, resources) and str(state["devices"][-1]).startswith(gpu):
+                for row in state["history"]:
+                    epochs.setdefault(cell_key, EpochRates()).add(row, sharers_of(resources.gpus))
     return epochs
 
 
@@ -196,3 +216,13 @@ def _same_kind(result: Json, resources: TrialResources) -> bool:
     if "resumed" in result:  # by a training function
         return threads == resources.ranks * resources.threads
     return (ranks, threads) == (resources.ranks, resources.threads)
+
+
+def _has_same_kind(state: Json, resources: TrialResources) -> bool:
+    """Return whether a checkpoint names such a device, and as many ranks or GPUs; threads it does not name."""
+    if not state.get("history") or not state.get("devices"):
+        return False
+    words = str(state["devices"][-1])
+    device = "cpu" if words.startswith(A_CPU) else "cuda"
+    number = prod(int(number) for number in NUMBERS.findall(words))
+    return device == resources.device and (number == resources.ranks or (device == "cpu" and "resumed" in state))

@@ -19,6 +19,7 @@ from sweeps.experiment.study import NOTHING, study, why_refused
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.experiment.trial import PHASES, SECOND_SEED, Cell, Trial, cell_to_json
 from sweeps.experiment.wording import count
+from sweeps.store.checkpoint_header import progress
 from sweeps.store.integrity import checked, lost_files, noted_damage
 from sweeps.store.ledger import Json, Ledger
 
@@ -37,6 +38,8 @@ LOOKAHEAD = 4
 # From cells to trials
 
 
+# Trials, each with the epochs that it has behind it.
+Begun = Iterable[tuple[Trial, int]]
 # Choice of a cell for which no study chooses: its recipe's own rate.
 OWN_RATE = RateChoice((), 0.0)
 
@@ -384,6 +387,7 @@ def _place(trial: Trial) -> tuple[int, int]:
 # Where each trial stands
 
 STATES = ("new", "running", "paused", "done", "stale", "failed", "skipped")
+TO_DO = ("new", "running")
 
 
 def state_heads(states: Iterable[str]) -> str:
@@ -404,10 +408,18 @@ class TrialStatus(NamedTuple):
     why: str = ""
 
 
-def trained_seconds(status: TrialStatus, damaged: Mapping[str, Json], paused: Mapping[str, Json]) -> float:
-    """Return how long a trial was trained, by its result, a damaged one too, or the record of its last pause."""
+class Expected(NamedTuple):
+    """What is expected of a halved search: its arms, the epochs of its rungs, and those that all of it trains."""
+
+    arms: int
+    steps: tuple[int, ...]
+    epochs: float
+
+
+def trained_seconds(status: TrialStatus, damaged: Mapping[str, Json], unfinished: Mapping[str, Json]) -> float:
+    """Return how long a trial was trained, by its result, a damaged one too, its checkpoint or its last pause."""
     key = status.trial.key
-    record = status.result or damaged.get(key) or paused.get(key) or {}
+    record = status.result or damaged.get(key) or unfinished.get(key) or {}
     return float(record.get("seconds", 0.0))
 
 
@@ -421,6 +433,7 @@ class Plan:
     because a file of theirs is damaged: studies were planned by them. `torn` are the keys of trials whose result itself
     cannot be read; they are trained anew. `given_up` says why cells were given up before all of their trials, by label.
     `failed` are the keys of failed trials and `paused` the records of paused ones, as the ledger had them for the plan.
+    `unfinished` are the records of trials without a result: what the checkpoint of a running one notes, else the pause.
     """
 
     sweep: Sweep
@@ -436,6 +449,7 @@ class Plan:
     given_up: Mapping[str, str] = field(default_factory=dict)
     failed: frozenset[str] = frozenset()
     paused: Mapping[str, Json] = field(default_factory=dict)
+    unfinished: Mapping[str, Json] = field(default_factory=dict)
 
     def count(self, *states: str, cell: Cell | None = None) -> int:
         """Count the trials, of one cell or of all, that are in one of `states`."""
@@ -543,7 +557,7 @@ class Plan:
     @property
     def hours(self) -> float:
         """Return the hours that all trials were trained, as far as is noted."""
-        return sum(trained_seconds(status, self.damaged, self.paused) for status in self.statuses) / 3600
+        return sum(trained_seconds(status, self.damaged, self.unfinished) for status in self.statuses) / 3600
 
     @property
     def total(self) -> int:
@@ -552,14 +566,62 @@ class Plan:
 
     def expected_epochs(self, trial: Trial) -> float:
         """Return how many epochs a trial that is to be trained comes to: in a halved search the mean of its trials."""
+        bracket = self._bracket(trial)
+        return trial.recipe.epochs if bracket is None else bracket.epochs / bracket.arms
+
+    def epochs_left(self, remaining: Begun, begun: Begun) -> list[float]:
+        """Return how many epochs each of the `remaining` trials is still to train.
+
+        Trials of a halved search share what its bracket is expected to train, less what all of its trials have trained,
+        as the `begun` ones tell. Each has at least the epochs up to its next rung.
+        """
+        remaining = list(remaining)
+        epochs = [max(0.0, trial.recipe.epochs - done) for trial, done in remaining]
+        brackets = {trial.cell.key: bracket for trial, _ in remaining if (bracket := self._bracket(trial)) is not None}
+        trained = dict.fromkeys(brackets, 0)
+        for trial, done in begun if brackets else ():
+            if trial.cell.key in brackets and self._bracket(trial) is not None:
+                trained[trial.cell.key] += done
+        for key, bracket in brackets.items():
+            places = [
+                place
+                for place, (trial, _) in enumerate(remaining)
+                if trial.cell.key == key and self._bracket(trial) is not None
+            ]
+            for place in places:
+                done = remaining[place][1]
+                epochs[place] = next((step for step in bracket.steps if step > done), done) - done
+            more = bracket.epochs - trained[key] - sum(epochs[place] for place in places)
+            for place in places:
+                epochs[place] += max(0.0, more) / len(places)
+        return epochs
+
+    def _bracket(self, trial: Trial) -> Expected | None:
+        """Return what is expected of the halved search that a trial is one of; None for any other trial."""
         search = self.sweep.protocol.search
-        epochs = trial.recipe.epochs
         is_searched = search is not None and (trial.phase, trial.seed) == ("holdout", search.seed)
         if search is None or not search.halving or not is_searched or trial.key in self.studied:
-            return epochs
+            return None
         arms = budget(search, trial.cell)
-        steps = rungs(epochs, search.halving, search.rung)
-        return bracket_epochs(arms, search.wave, steps, search.halving) / arms
+        steps = rungs(trial.recipe.epochs, search.halving, search.rung)
+        return Expected(arms, steps, bracket_epochs(arms, search.wave, steps, search.halving))
+
+    def epochs_of(self, status: TrialStatus) -> int:
+        """Return how many epochs a trial has behind it, by its result, its checkpoint or its last pause."""
+        key = status.trial.key
+        result = status.result or self.damaged.get(key)
+        return int(result["epochs"]) if result is not None else int(self.unfinished.get(key, {}).get("epoch", 0))
+
+    @property
+    def begun(self) -> list[tuple[Trial, int]]:
+        """Return the trials that have epochs behind them, with these."""
+        return [(status.trial, epochs) for status in self.statuses if (epochs := self.epochs_of(status))]
+
+    @property
+    def remaining(self) -> list[tuple[Trial, int]]:
+        """Return the trials still to be trained, with the epochs behind each, and those that will follow."""
+        begun = [(status.trial, self.epochs_of(status)) for status in self.statuses if status.state in TO_DO]
+        return begun + [(trial, 0) for trial in self.pending]
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -569,7 +631,7 @@ class Plan:
     @property
     def to_do(self) -> list[Trial]:
         """Return the trials still to be trained."""
-        return [status.trial for status in self.statuses if status.state in ("new", "running")]
+        return [status.trial for status in self.statuses if status.state in TO_DO]
 
     @property
     def passed_over(self) -> frozenset[str]:
@@ -630,6 +692,8 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
     studied = frozenset(trial.key for cell in cells for trial in cell.rates)
     rates = {key: choice.rate for key, choice in rate_choices(sweep, results, failed).items()}
     unsound = {key: results[key] for key in damaged if key in results}
+    running = (status.trial for status in statuses if status.state == "running")
+    under_way = {t.key: record for t in running if (record := _under_way(ledger, t, codes)) is not None}
     return Plan(
         sweep,
         tuple(statuses),
@@ -644,7 +708,15 @@ def plan(sweep: Sweep, ledger: Ledger, fingerprints: Mapping[str, str]) -> Plan:
         given_up,
         failed,
         paused,
+        {**paused, **under_way},
     )
+
+
+def _under_way(ledger: Ledger, trial: Trial, codes: Mapping[str, str]) -> Json | None:
+    """Return what the newest checkpoint of a trial notes; None where it is by other code, and so begins anew."""
+    state = progress(ledger, trial.key)
+    code = codes[trial.cell.key]
+    return None if state is None or (code and state.get("code") != code) else state
 
 
 def without_damaged(plan: Plan, ledger: Ledger, names: Collection[str]) -> Plan:

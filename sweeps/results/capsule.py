@@ -84,6 +84,7 @@ def _manifest(results: SweepResults) -> Json:
         "damaged": dict(results.damaged),
         "pending": {cell.cell.key: dict(cell.pending) for cell in results.cells if cell.pending},
         "given_up": dict(results.given_up),
+        "begun": {run.key: run.seconds for run in results.runs if run.state == "running" and run.seconds},
     }
     return {
         "schema": SCHEMA,

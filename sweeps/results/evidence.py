@@ -52,8 +52,8 @@ Suggested = tuple[tuple[str, ...], float | None, bool]
 class Run(NamedTuple):
     """One trial with its status, result and analyses, its held-out values by epoch, and its MLflow run.
 
-    `seconds` are those that it was trained, as far as a result, a damaged one too, or a pause notes them. `epochs` are
-    those of the curve's values, counted from 1: an own training function may leave some out.
+    `seconds` are those that it was trained, as far as a result, a damaged one too, a checkpoint or a pause notes them.
+    `epochs` are those of the curve's values, counted from 1: an own training function may leave some out.
     """
 
     trial: Trial
@@ -330,7 +330,7 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         damaged = plan.damaged
         pending = _pending(plan)
         given_up = plan.given_up
-        paused = plan.paused
+        unfinished = plan.unfinished
     else:
         sweep = declared_sweep(ledger, title)[0]
         statuses, studies = _frozen(ledger, manifest)
@@ -340,8 +340,9 @@ def read_sweep(ledger: Ledger, title: str) -> SweepResults:
         damaged = dict(manifest.get("damaged", {}))
         pending = {cell: Counter(phases) for cell, phases in manifest.get("pending", {}).items()}
         given_up = dict(manifest.get("given_up", {}))
-        paused = ledger.paused()
-    runs = _runs(ledger, title, statuses, damaged, paused)
+        begun = {key: {"seconds": float(seconds)} for key, seconds in manifest.get("begun", {}).items()}
+        unfinished = {**ledger.paused(), **begun}
+    runs = _runs(ledger, title, statuses, damaged, unfinished)
     cells = _cells(ledger, sweep, runs, studies, pending, given_up)
     attempts = {key: tries for key, tries in ledger.failed().items() if key in runs}
     price = ledger.read_json(f"prices/{title}.json") or {}
@@ -357,7 +358,7 @@ def results_of_plan(plan: Plan, ledger: Ledger) -> SweepResults:
     ValueError where `read_sweep` has one.
     """
     title = plan.sweep.title
-    runs = _runs(ledger, title, plan.statuses, plan.damaged, plan.paused)
+    runs = _runs(ledger, title, plan.statuses, plan.damaged, plan.unfinished)
     cells = _cells(ledger, plan.sweep, runs, _studies(plan), _pending(plan), plan.given_up)
     return SweepResults(title, plan.sweep, plan.sweep.question, cells, {}, {}, given_up=plan.given_up)
 
@@ -367,11 +368,12 @@ def _runs(
     title: str,
     statuses: Sequence[TrialStatus],
     damaged: Mapping[str, Json],
-    paused: Mapping[str, Json],
+    unfinished: Mapping[str, Json],
 ) -> dict[str, Run]:
     """Return by key what the trials have come to."""
     return {
-        status.trial.key: _run(ledger, title, status, trained_seconds(status, damaged, paused)) for status in statuses
+        status.trial.key: _run(ledger, title, status, trained_seconds(status, damaged, unfinished))
+        for status in statuses
     }
 
 

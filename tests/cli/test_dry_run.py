@@ -5,6 +5,7 @@ import json
 import shutil
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import pytest
 from PIL import Image
@@ -16,10 +17,11 @@ from crelu_models.tables import S2
 from sweeps.cifar_width import CELLS, QUESTIONS
 from sweeps.cli import run
 from sweeps.cli.command import Command
-from sweeps.cli.dry_run import absent_pictures, dry_run, pictures_text, with_classes
+from sweeps.cli.dry_run import absent_pictures, dry_run, pictures_text, question_costs, with_classes
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, absolute_dataset, asked_part, changed_protocol, declare, settle
-from sweeps.experiment.plan import Plan, current_plan, expand, plan_to_json
+from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.plan import Plan, current_plan, expand, plan, plan_to_json
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
@@ -29,6 +31,9 @@ from sweeps.results.cell_numbers import printed_gains
 from sweeps.store.lease import Drivers, Lease, claim
 from sweeps.store.ledger import Ledger
 from tests.support.pictures import picture_folder
+from tests.support.questions import SWEEP as UNTIL_DECIDED
+from tests.support.questions import error_of
+from tests.support.sweeps import Made, finish, make
 
 SMALL = "synthetic:size=32,classes=2,train=20,test=8"
 
@@ -325,3 +330,22 @@ def test_run_notes_the_classes_before_its_first_suggestion(tmp_path: Path, monke
     with pytest.raises(ValueError, match="that is all"):
         run.run_sweep(sweep, sweep, settings)
     assert [classes_of(asked) for asked in planned] == [{name: 2}]
+
+
+def test_sweep_until_decided_is_not_priced_once_all_is_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.cli.dry_run.hours_per_training", lambda *_: 1.0)
+    ledger = Ledger(str(tmp_path))
+    settings = cast(Settings, None)
+
+    def lines() -> list[str]:
+        return list(question_costs(plan(UNTIL_DECIDED, ledger, {}), settings, {}))
+
+    assert lines()[0].startswith("2 questions of 3 cells: ")
+    first = plan(UNTIL_DECIDED, ledger, {}).to_do[0]
+    finish(ledger, first, Made({TOP1: error_of(first)}))
+    told = lines()
+    assert told[0] == "after 1 seed 0 of 2 questions closed; what follows is from the first seed on"
+    assert told[1].startswith("2 questions of 3 cells: ")
+    make(ledger, UNTIL_DECIDED, lambda trial: Made({TOP1: error_of(trial)}))
+    (told_at_last,) = lines()
+    assert told_at_last.endswith(" seeds 2 of 2 questions closed: nothing more is trained for them")

@@ -7,12 +7,14 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.__main__ import parser
+from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import expand
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, CRELU, Made, make
 
@@ -161,3 +163,33 @@ def test_the_beginning_of_a_name_is_enough_where_no_other_has_it(
         options.verb(options)
     make(ledger, Sweep("s", "demo", (BASELINE,), Protocol(ablation=False, single=True)), lambda _: None)
     assert "trial" in told(tmp_path, "Baseline", "s0", capsys=capsys)
+
+
+def test_a_cell_that_was_given_up_says_why_and_what_trains_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Sweep("s", "demo", (BASELINE, CRELU), Protocol(seeds=4))
+    lost = Made({TOP1: 90.0}, status="diverged")
+
+    def outcome(trial: Trial) -> Made | None:
+        if trial.cell == BASELINE:
+            return lost if trial.seed < 2 else None
+        return Made({TOP1: 9.0})
+
+    make(Ledger(str(tmp_path / "ledger")), sweep, outcome)
+    why = "the first 2 trainings of this cell diverged; the others are skipped (--retry-failed trains them)"
+    for words in ((), ("Baseline",)):
+        assert told(tmp_path, *words, capsys=capsys).count(f"  given up: {why}\n") == 1
+    assert "given up" not in told(tmp_path, CRELU.label, capsys=capsys)
+    assert told(tmp_path, "Baseline", capsys=capsys).count("  done (diverged)\n") == 2
+    assert "(" not in told(tmp_path, CRELU.label, capsys=capsys).partition("s0")[2]
+
+
+def test_a_trial_under_way_says_how_far_it_has_come(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = {"epoch": 10, "code": cell_fingerprint(CRELU)}
+    trial = key("CReLU conv1-4 s0")
+    checkpoint.save(Ledger(str(output / "ledger")), trial, 10, 0, checkpoint.Checkpoint({}, state))
+    epochs = CRELU.recipe.epochs
+    assert f"  running   after epoch 10 of {epochs}\n" in told(output, CRELU.label, capsys=capsys)
+    stands = f"it has begun and has a checkpoint: after epoch 10 of {epochs}; the sweep's command goes on with it"
+    assert stands in told(output, trial, capsys=capsys)

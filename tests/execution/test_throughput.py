@@ -11,7 +11,16 @@ import pytest
 
 from crelu_data.datasets import dataset
 from crelu_data.write import prepare
-from sweeps.cli.forecast import EVALUATION, TRIAL_START, WORKER_START, Forecast, compare, pictures, time_text
+from sweeps.cli.forecast import (
+    EVALUATION,
+    TRIAL_START,
+    WORKER_START,
+    Forecast,
+    compare,
+    pictures,
+    time_text,
+    workload,
+)
 from sweeps.cli.live_view import SweepProgress
 from sweeps.cli.options import parser
 from sweeps.cli.settings import settle
@@ -28,10 +37,13 @@ from sweeps.execution.throughput import (
     sharers_of,
     slowdown,
 )
+from sweeps.experiment.code_fingerprint import cell_fingerprint
+from sweeps.experiment.halving import rungs
 from sweeps.experiment.plan import Plan, plan
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
+from sweeps.store import checkpoint
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training import data_time
 from sweeps.training.run_trial import run_trial
@@ -196,10 +208,18 @@ def test_forecast_of_a_halved_search_counts_what_its_bracket_trains(tmp_path: Pa
     trial = Trial(today.to_do[0].cell, "holdout")
     here.add_epoch(trial, row(10.0))
     here.add_epoch(trial, row(10.0))
-    (mean,), (full,) = here.estimates([(trial, 0)]), here.estimates([(trial, 0)], to_the_end=True)
-    learned, evaluated = pictures(trial, here.facts[SMALL], here.plan.expected_epochs(trial))
-    assert mean.likely == pytest.approx((learned + EVALUATION * evaluated) / 10 + TRIAL_START)
-    assert full.likely > 1.2 * mean.likely
+    (rest,), (full,) = here.estimates([(trial, 1)]), here.estimates([(trial, 0)], to_the_end=True)
+    learned, evaluated = pictures(trial, here.facts[SMALL], 9 * here.plan.expected_epochs(trial) - 1)
+    assert rest.likely == pytest.approx((learned + EVALUATION * evaluated) / 10 + TRIAL_START)
+    # What the others have trained, whether they wait or are done, is no more to come: at least up to the next rung is.
+    for number in range(8):
+        other = dataclasses.replace(trial, choices=(("recipe.lr", 0.1 + number / 100),))
+        here.add_epoch(other, row(10.0) | {"epoch": float(trial.recipe.epochs)})
+    next_rung = rungs(trial.recipe.epochs, 3, 1)[1]
+    learned, evaluated = pictures(trial, here.facts[SMALL], next_rung - 1)
+    (rest,) = here.estimates([(trial, 1)])
+    assert rest.likely == pytest.approx((learned + EVALUATION * evaluated) / 10 + TRIAL_START)
+    assert full.likely > rest.likely
 
 
 def test_forecast_is_pictures_over_throughput_in_hours_and_money(tmp_path: Path) -> None:
@@ -252,6 +272,73 @@ def test_forecast_of_a_sweep_that_has_begun_is_from_its_ledger(tmp_path: Path) -
     assert here.throughputs.trained()[before.to_do[0].cell.key].likely == 20.0
 
 
+def test_forecast_counts_what_a_trial_under_way_has_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, before = forecast(tmp_path)
+    wide, narrow = before.to_do
+    ledger = Ledger(f"{tmp_path}/ledger")
+    state = {"code": cell_fingerprint(wide.cell), "epoch": 2, "seconds": 1800.0, "devices": ["a CPU"]}
+    state |= {"history": [row(20.0), row(20.0) | {"epoch": 2.0}]}
+    checkpoint.save(ledger, wide.key, 2, 0, checkpoint.Checkpoint({}, state))
+    here, today = forecast(tmp_path)
+    assert today.remaining == [(wide, 2), (narrow, 0)]
+    assert today.hours == 0.5
+    assert here.throughputs.trained()[wide.cell.key].likely == 20.0
+    assert here.estimates([(wide, 2)])[0].likely < here.estimates([(wide, 0)])[0].likely
+    epochs = wide.recipe.epochs
+    assert today.epochs_left(today.remaining, today.begun) == [epochs - 2, epochs]
+    left, whole = (workload(plan, plan.remaining, here.facts)[0] for plan in (today, before))
+    two, none = (sum(pictures(wide, here.facts[SMALL], epochs)) for epochs in (2, 0))
+    assert whole - left == two - none
+    # By other code it begins anew.
+    monkeypatch.setattr("sweeps.experiment.plan.cell_fingerprint", lambda _: "other")
+    assert forecast(tmp_path)[1].remaining == [(wide, 0), (narrow, 0)]
+
+
+@pytest.mark.parametrize(
+    ("words", "resources", "is_read"),
+    [
+        ("a CPU", TrialResources(), True),
+        ("a CPU (2 ranks)", TrialResources(), False),
+        ("a CPU (2 ranks)", TrialResources(cpus=2, ranks=2), True),
+        ("NVIDIA H200", TrialResources(), False),
+        ("NVIDIA H200 (fastest kernels)", TrialResources(gpus=1.0), True),
+        ("NVIDIA H200 (2 ranks, fastest kernels)", TrialResources(gpus=1.0), False),
+        ("NVIDIA H200 (2 GPUs)", TrialResources(gpus=2.0, ranks=2), True),
+    ],
+)
+def test_checkpoints_of_such_a_device_are_read(
+    words: str, resources: TrialResources, is_read: bool, tmp_path: Path
+) -> None:
+    ledger = Ledger(str(tmp_path))
+    state = {"epoch": 1, "devices": ["a CPU (9 ranks)", words], "history": [row(20.0)]}
+    checkpoint.save(ledger, "k", 1, 0, checkpoint.Checkpoint({}, state))
+    speeds = {cell: list(epochs.speeds) for cell, epochs in past_epochs(ledger, [], resources, [("c", "k")]).items()}
+    assert speeds == ({"c": [20.0]} if is_read else {})
+
+
+def test_seconds_besides_the_pictures_are_those_that_trials_have_taken(tmp_path: Path) -> None:
+    here, today = forecast(tmp_path)
+    wide, narrow = today.to_do
+    others = [dataclasses.replace(wide, seed=seed) for seed in range(1, 4)]
+    for trial in (wide, *others):
+        here.add_epoch(trial, row(10.0) | {"epoch": 1.0})
+        here.add_epoch(trial, row(10.0) | {"epoch": float(trial.recipe.epochs)})
+    work = here.estimates([(wide, 0)])[0].likely - TRIAL_START
+    learned = pictures(wide, here.facts[SMALL])[0] / 10
+    spent: dict[str, float] = {}
+    here.seconds_by_trial = spent
+    for trial in (wide, *others):
+        here.add_result({"key": trial.key, "seconds": learned + 3.0, "hardware": {}})
+    assert here.estimates([(wide, 0)])[0].likely == pytest.approx(work + TRIAL_START)
+    # Of the first two, with which workers started, the training counts alone; of others all of their time.
+    spent |= {wide.key: 1000.0, others[0].key: 1000.0}
+    assert here.estimates([(wide, 0)])[0].likely == pytest.approx(work + TRIAL_START + 3.0)
+    spent |= {trial.key: work + 5.0 for trial in others[1:]}
+    assert here.paces()[wide.cell.key].start == pytest.approx((TRIAL_START + 3.0 + 5.0) / 2)
+    # A net without a finished trial takes as long besides as the others.
+    assert here.paces()[narrow.cell.key].start == pytest.approx((TRIAL_START + 3.0 + 5.0) / 2)
+
+
 def test_live_view_says_how_long_it_will_take_by_the_same_forecast(tmp_path: Path) -> None:
     here, today = forecast(tmp_path)
     progress = SweepProgress(today)
@@ -274,8 +361,9 @@ def test_at_the_end_the_forecast_stands_beside_what_it_took(tmp_path: Path) -> N
     here.add_epoch(trial, row(10.0))
     here.sentence([(trial, 0)])
     expected = here.estimates([(trial, 0)])[0].likely + WORKER_START
-    # What the trial shows later does not make the forecast a better one.
+    # What the trial shows later does not make the forecast a better one, even where it is announced anew.
     here.add_epoch(trial, row(1000.0))
+    assert here.sentence([(trial, 1)])
     finished(Ledger(f"{tmp_path}/ledger"), trial, [10.0], 1)
     compare(here, [(trial, 2 * expected)], said.append)
     assert said == [f"1 trial: forecast {expected:.0f} s of trials, actual {2 * expected:.0f} s (+100%)"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli.status import status
+from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import TOP1
 from sweeps.experiment.plan import current_plan, plan, plan_to_json, sweep_trials
 from sweeps.experiment.search import Search
@@ -18,6 +19,7 @@ from sweeps.report.contents import document
 from sweeps.report.tidy import tidy
 from sweeps.results import capsule
 from sweeps.results.evidence import read_sweep
+from sweeps.store import checkpoint
 from sweeps.store.integrity import note_damage
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, Made, finish
@@ -73,7 +75,7 @@ def test_hours_are_one_sum_with_those_of_paused_trials(
     assert trained == ("3", "trainings done", f"{len(paused)} paused, 0 failed, 0 to do")
 
 
-def test_hours_of_what_goes_on_from_a_pause_or_is_damaged_count(ledger: Ledger, tmp_path: Path) -> None:
+def test_hours_of_what_is_under_way_or_damaged_count(ledger: Ledger, tmp_path: Path) -> None:
     before = current_plan(ledger, "hours").hours
     results = read_sweep(ledger, "hours")
     lost = next(run for run in results.runs if run.trial.phase == "ablation")
@@ -81,9 +83,14 @@ def test_hours_of_what_goes_on_from_a_pause_or_is_damaged_count(ledger: Ledger, 
     note_damage(ledger, lost.key, f"trials/{lost.key}/history.json is damaged")
     failed = [run for run in results.runs if run.state == "paused"][-1]
     ledger.add_attempt(failed.key, {"error": "no", "final": True})
+    begun = [run for run in results.runs if run.trial.phase == "ablation"][-1]
+    ledger.forget(begun.key)
+    state = {"epoch": 2, "seconds": 7200.0, "code": cell_fingerprint(CELL)}
+    checkpoint.save(ledger, begun.key, 2, 0, checkpoint.Checkpoint({}, state))
+    before += 2 - 9
     today, results = current_plan(ledger, "hours"), read_sweep(ledger, "hours")
     states = {run.key: run.state for run in results.runs}
-    assert [states[lost.key], states[failed.key]] == ["failed", "failed"]
+    assert [states[run.key] for run in (lost, failed, begun)] == ["failed", "failed", "running"]
     assert today.hours == results.hours == before
     capsule.write(ledger, results, {}, tmp_path / "hours.zip")
     with capsule.opened(tmp_path / "hours.zip") as copy:
