@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -43,7 +42,10 @@ class RunningTrial(NamedTuple):
 
 
 class CellRow(NamedTuple):
-    """One cell in the view: what is done of its parts, what trains, its best held-out value, its number, marks."""
+    """One cell in the view: what is done of its parts, what trains, its best held-out value, its number, marks.
+
+    `over` trials are neither done nor to come: they are skipped, or their search has paused them for good.
+    """
 
     label: str
     parts: str
@@ -54,6 +56,7 @@ class CellRow(NamedTuple):
     tested: str
     marks: str
     failed: int = 0
+    over: int = 0
 
     @property
     def state(self) -> Literal["training", "failed", "done", "waits"]:
@@ -62,7 +65,7 @@ class CellRow(NamedTuple):
             return "training"
         if self.failed:
             return "failed"
-        return "done" if self.done == self.planned else "waits"
+        return "done" if self.done + self.over == self.planned else "waits"
 
     @property
     def is_urgent(self) -> bool:
@@ -121,12 +124,29 @@ def latest(sentences: Sequence[str], width: int, room: int) -> list[str]:
     """Return the latest sentences in at most `room` lines; a sentence that needs more than is left is shortened."""
     lines: list[str] = []
     for sentence in reversed(sentences):
-        folded = textwrap.wrap(sentence, width, subsequent_indent=INDENT, break_on_hyphens=False)
-        if len(folded) > 1 and len(lines) + len(folded) > room:
-            folded = [sentence]
-        if len(lines) + len(folded) > room:
+        lines_of = folded(sentence, width)
+        if len(lines_of) > 1 and len(lines) + len(lines_of) > room:
+            lines_of = [sentence]
+        if len(lines) + len(lines_of) > room:
             break
-        lines = [*(shortened(line, width, width_of) for line in folded), *lines]
+        lines = [*(shortened(line, width, width_of) for line in lines_of), *lines]
+    return lines
+
+
+def folded(sentence: str, width: int) -> list[str]:
+    """Return a sentence in lines of at most `width` columns; only a word that is longer than a line is divided."""
+    from rich.cells import chop_cells
+
+    lines = [""]
+    for word in sentence.split():
+        longer = f"{lines[-1]} {word}" if lines[-1].strip() else f"{lines[-1]}{word}"
+        if width_of(longer) <= width:
+            lines[-1] = longer
+        elif width_of(f"{INDENT}{word}") <= width:
+            lines.append(f"{INDENT}{word}")
+        else:
+            lines[-1], *rest = chop_cells(longer, width)
+            lines += [f"{INDENT}{piece}" for piece in chop_cells("".join(rest), width - len(INDENT))]
     return lines
 
 

@@ -19,7 +19,7 @@ from sweeps.cli.forecast import Forecast, time_text
 from sweeps.cli.live_layout import EVENTS, CellRow, RunningTrial, Screen
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import Metric, ending_word, error_text, flags_of
-from sweeps.experiment.plan import Plan
+from sweeps.experiment.plan import TO_DO, Plan
 from sweeps.experiment.profiles import data_name
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
@@ -57,13 +57,19 @@ class SweepProgress:
         self.decided: Callable[[], int] = lambda: 0  # number of questions with an answer
 
     def update_plan(self, planned: Sequence[Trial], pending: Sequence[Trial]) -> None:
-        """Take in the trials that are planned now; `pending` stand for trials that are not known yet."""
+        """Take in the trials that are planned now; `pending` stand for trials that are not known yet.
+
+        What is planned no more, as its cell has been given up, is skipped.
+        """
         self.pending = list(pending)
         if planned is not self.planned:
             self.planned = planned
             for trial in planned:
                 self.trials.setdefault(trial.key, trial)
                 self.states.setdefault(trial.key, "new")
+            for key in self.states.keys() - {trial.key for trial in planned}:
+                if self.states[key] in TO_DO:
+                    self.states[key] = "skipped"
 
     def apply(self, event: str, trial: Trial, news: Json) -> str:
         """Take in one event and return its line; empty for an event without one."""
@@ -144,7 +150,7 @@ class SweepProgress:
 
     def remaining(self) -> list[tuple[Trial, int]]:
         """Return the trials that are still to be trained, with the epochs that each has behind it."""
-        planned = [key for key, state in self.states.items() if state in ("new", "training", "running")]
+        planned = [key for key, state in self.states.items() if state in (*TO_DO, "training")]
         begun = [(self.trials[key], self.epochs.get(key, 0)) for key in planned]
         return begun + [(trial, 0) for trial in self.pending]
 
@@ -176,12 +182,17 @@ class SweepProgress:
             held_out = [error for error in known.values() if error is not None and math.isfinite(error)]
             tested = [(self.trials[key].phase, result["metrics"]) for key, result in results.items()]
             marks = sorted({mark for result in results.values() for mark in flags_of(result)})
-            failed = sum(self.states[key] == "failed" for key in keys)
+            states = [self.states[key] for key in keys]
+            failed = states.count("failed")
             best = metric.text(metric.best(held_out)) if held_out else ""
             marks += [f"{failed} failed"] if failed else []
             number = error_text(tested, metric)
             parts, done, planned = self._parts(cell, keys)
-            rows.append(CellRow(cell.label, parts, done, planned, running, best, number, " ".join(marks), failed))
+            # Trials of a halved search wait for good once nothing more of their cell is to come.
+            goes_on = any(state in TO_DO for state in states) or any(t.cell.key == cell.key for t in self.pending)
+            over = states.count("skipped") + (0 if goes_on else states.count("paused"))
+            words = " ".join(marks)
+            rows.append(CellRow(cell.label, parts, done, planned, running, best, number, words, failed, over))
         return tuple(rows)
 
     def _parts(self, cell: Cell, keys: Sequence[str]) -> tuple[str, int, int]:
@@ -205,12 +216,14 @@ class SweepProgress:
 
 
 def _value(metric: Metric, metrics: Mapping[str, float]) -> str:
-    """Return what a finished trial measured, behind a comma; empty where an own function has measured nothing."""
+    """Return what a finished trial measured, behind a comma; empty where it has measured nothing."""
     value = metrics.get(metric.final, metrics.get(metric.held_out, math.nan))
+    if not math.isfinite(value):
+        return ""
     if not metric.is_own:
         return f", {value:.2f} % error"
     name = metric.words if metric.final in metrics else f"best {metric.held_out_words}"
-    return f", {name} {metric.text(value)}" if math.isfinite(value) else ""
+    return f", {name} {metric.text(value)}"
 
 
 class LiveView:

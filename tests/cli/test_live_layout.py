@@ -134,6 +134,9 @@ def test_latest_sentences_fold_where_there_is_room_and_are_shortened_where_not()
     assert live_layout.latest(sentences, 24, 2) == ["19:00:01 a sentence of", "         several words"]
     assert live_layout.latest(sentences, 24, 1) == ["19:00:01 a sentence of…"]
     assert live_layout.latest(sentences, 24, 0) == []
+    # Signs that take two columns are counted as two, and a word that is longer than a line loses nothing.
+    assert live_layout.latest([f"19:00:02 {'猫' * 12}"], 24, 9) == ["19:00:02 猫猫猫猫猫猫猫", "         猫猫猫猫猫"]
+    assert live_layout.latest(["19:00:03 猫猫猫猫 猫猫猫猫"], 24, 9) == ["19:00:03 猫猫猫猫", "         猫猫猫猫"]
 
 
 def test_labels_lose_the_words_that_all_have_before_others() -> None:

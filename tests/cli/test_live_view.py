@@ -7,7 +7,7 @@ import pytest
 from sweeps.cli.live_layout import CellRow, RunningTrial
 from sweeps.cli.live_view import LiveView, SweepProgress
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.plan import cell_trials, plan
+from sweeps.experiment.plan import cell_trials, plan, planned
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
@@ -112,6 +112,38 @@ def test_trial_that_was_begun_shows_where_it_goes_on(tmp_path: Path) -> None:
     )
     assert shown.best == "25.00"
     assert dict(progress.remaining())[trial] == 3
+
+
+def test_trials_of_a_cell_that_is_given_up_are_no_work_to_come(tmp_path: Path) -> None:
+    protocol = Protocol(seeds=4)
+    progress = SweepProgress(plan(Sweep("s", "demo", (BASELINE, CRELU), protocol), Ledger(str(tmp_path)), {}))
+    results = {}
+    for seed in range(2):
+        trial = Trial(BASELINE, "ablation", seed)
+        results[trial.key] = result(90.0, True, "diverged")
+        progress.apply("done", trial, results[trial.key])
+    parts = [cell_trials(cell, protocol, results) for cell in (BASELINE, CRELU)]
+    progress.update_plan(planned(parts), [])
+    assert [(trial.cell.label, done) for trial, done in progress.remaining()] == [(CRELU.label, 0)] * 4
+    assert progress.counts().startswith("2/8 done")
+    assert [row.state for row in progress.rows()] == ["done", "waits"]
+
+
+def test_cell_waits_for_what_is_paused_until_nothing_more_of_it_is_to_come(tmp_path: Path) -> None:
+    progress = SweepProgress(plan(Sweep("s", "demo", (BASELINE,), Protocol(seeds=2)), Ledger(str(tmp_path)), {}))
+    first, second = (Trial(BASELINE, "ablation", seed) for seed in range(2))
+    progress.apply("paused", first, {"epoch": 1, "curve": [50.0]})
+    assert progress.rows()[0].state == "waits"
+    progress.apply("done", second, result(20.0, True))
+    assert progress.rows()[0].state == "done"
+    progress.pending = [second]
+    assert progress.rows()[0].state == "waits"
+
+
+def test_training_that_measured_nothing_says_no_number(tmp_path: Path) -> None:
+    progress = SweepProgress(plan(SWEEP, Ledger(str(tmp_path)), {}))
+    lost = result(float("nan"), True, "diverged")
+    assert "s0: done after 2 epochs, 3600 s (diverged)" in progress.apply("done", Trial(BASELINE), lost)
 
 
 def test_head_tells_how_many_runs_mlflow_lacks_while_they_are_sent(tmp_path: Path) -> None:
