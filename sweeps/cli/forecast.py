@@ -77,7 +77,8 @@ class Forecast:
         self.epochs_before: dict[str, int] = {}  # by trial key: epochs of earlier sessions
         self.begun = {trial.key: (trial, epochs) for trial, epochs in plan.begun}  # with the epochs behind each
         self.starts: dict[str, deque[float]] = {}  # by cell key: seconds of the latest trials besides their pictures
-        self.ended: dict[str, float] = {}  # by trial key: seconds of training of those that `starts` lacks
+        self.ended: set[str] = set()  # keys of trials of this session that have ended, and that `starts` lacks
+        self.times: dict[str, tuple[float, float]] = {}  # by trial key: when its first and latest epoch ended, in ms
         self.seconds_by_trial: Mapping[str, float] = {}  # of this session, from hand-out to end, as the driver fills it
 
     def add_epoch(self, trial: Trial, row: Mapping[str, float]) -> None:
@@ -85,12 +86,16 @@ class Forecast:
         self.epochs += 1
         self.epochs_before.setdefault(trial.key, int(row["epoch"]) - 1)
         self.begun[trial.key] = (trial, int(row["epoch"]))
+        if "time_ms" in row:
+            first, _ = self.times.get(trial.key, (row["time_ms"], 0.0))
+            self.times[trial.key] = (first, row["time_ms"])
         self.throughputs.add(trial.cell.key, row, sharers_of(self.resources.gpus, self.running))
 
     def add_result(self, result: Json) -> None:
-        """Take in what a finished trial says of its device, and how long it trained."""
+        """Take in that a trial has finished, and what it says of its device."""
         self.throughputs.device_bytes = float(result["hardware"].get("memory", self.throughputs.device_bytes))
-        self.ended[str(result["key"])] = float(result["seconds"])
+        if result["key"] in self.epochs_before:
+            self.ended.add(str(result["key"]))
 
     def paces(self) -> dict[str, Pace]:
         """Return the pace of every cell, by its own trials or by others'; empty where none is known."""
@@ -103,19 +108,19 @@ class Forecast:
     def _add_starts(self, throughputs: Mapping[str, Throughput]) -> None:
         """Take in what ended trials took besides their pictures, once their whole time is known."""
         firsts = list(itertools.islice(self.epochs_before, self.at_once))
-        for key in [key for key in self.ended if key in self.seconds_by_trial]:
-            trained = self.ended.pop(key)
-            if key not in self.epochs_before:
-                continue  # it showed no epoch in this session
-            trial, epochs = self.begun[key]
-            facts, throughput = self.facts[trial.cell.dataset], throughputs[trial.cell.key]
-            before = self.epochs_before[key]
+        ended = [key for key in self.seconds_by_trial if key in self.ended]
+        self.ended.difference_update(ended)
+        for key in ended:
+            trial, last = self.begun[key]
+            facts, pace = self.facts[trial.cell.dataset], Pace(throughputs[trial.cell.key], 0.0)
+            epochs = last - self.epochs_before[key]
             if key not in firsts:
-                known = estimate(trial, facts, Pace(throughput, 0.0), epochs - before).likely
-                seconds = self.seconds_by_trial[key] - known
-            elif before == 0:
-                # Its worker started with it, which others do not wait for: only what it trained counts.
-                seconds = TRIAL_START + trained - pictures(trial, facts, epochs)[0] / throughput.likely
+                seconds = self.seconds_by_trial[key] - estimate(trial, facts, pace, epochs).likely
+            elif epochs > 1 and key in self.times:
+                # Its worker started with it, which others do not wait for: only what came after its first epoch counts.
+                first, latest = self.times[key]
+                known = estimate(trial, facts, pace, epochs - 1).likely - estimate(trial, facts, pace, 0).likely
+                seconds = TRIAL_START + ((latest - first) / 1000 - known) * epochs / (epochs - 1)
             else:
                 continue
             self.starts.setdefault(trial.cell.key, deque(maxlen=RECENT)).append(max(0.0, seconds))

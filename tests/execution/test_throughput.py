@@ -320,20 +320,22 @@ def test_seconds_besides_the_pictures_are_those_that_trials_have_taken(tmp_path:
     here, today = forecast(tmp_path)
     wide, narrow = today.to_do
     others = [dataclasses.replace(wide, seed=seed) for seed in range(1, 4)]
+    last = wide.recipe.epochs
+    whole, tested = (sum((1.0, EVALUATION)[n] * pictures(wide, here.facts[SMALL], e)[n] for n in (0, 1)) / 10
+                     for e in (last, 0))  # fmt: skip
+    between = 1000 * ((whole - tested) * (last - 1) / last + 3.0 * (last - 1) / last)
     for trial in (wide, *others):
-        here.add_epoch(trial, row(10.0) | {"epoch": 1.0})
-        here.add_epoch(trial, row(10.0) | {"epoch": float(trial.recipe.epochs)})
-    work = here.estimates([(wide, 0)])[0].likely - TRIAL_START
-    learned = pictures(wide, here.facts[SMALL])[0] / 10
+        here.add_epoch(trial, row(10.0) | {"epoch": 1.0, "time_ms": 5000.0})
+        here.add_epoch(trial, row(10.0) | {"epoch": float(last), "time_ms": 5000.0 + between})
     spent: dict[str, float] = {}
     here.seconds_by_trial = spent
     for trial in (wide, *others):
-        here.add_result({"key": trial.key, "seconds": learned + 3.0, "hardware": {}})
-    assert here.estimates([(wide, 0)])[0].likely == pytest.approx(work + TRIAL_START)
-    # Of the first two, with which workers started, the training counts alone; of others all of their time.
+        here.add_result({"key": trial.key, "hardware": {}})
+    assert here.estimates([(wide, 0)])[0].likely == pytest.approx(whole + TRIAL_START)
+    # Of the first two, with which workers started, the time between epochs counts alone; of others all of it.
     spent |= {wide.key: 1000.0, others[0].key: 1000.0}
-    assert here.estimates([(wide, 0)])[0].likely == pytest.approx(work + TRIAL_START + 3.0)
-    spent |= {trial.key: work + 5.0 for trial in others[1:]}
+    assert here.estimates([(wide, 0)])[0].likely == pytest.approx(whole + TRIAL_START + 3.0)
+    spent |= {trial.key: whole + 5.0 for trial in others[1:]}
     assert here.paces()[wide.cell.key].start == pytest.approx((TRIAL_START + 3.0 + 5.0) / 2)
     # A net without a finished trial takes as long besides as the others.
     assert here.paces()[narrow.cell.key].start == pytest.approx((TRIAL_START + 3.0 + 5.0) / 2)
