@@ -27,8 +27,8 @@ from sweeps.store.ledger import Json
 if TYPE_CHECKING:
     from sweeps.execution.session import DriverState
 
-# Seconds of a trial besides its pictures: opening its files, checkpoints, its result. Those of a large net are several
-# times as many; they count as measured once a trial has ended.
+# Seconds of a trial besides its pictures: opening its files, checkpoints, its result. Once trials have ended they count
+# as measured.
 TRIAL_START = 0.2
 WORKER_START = 3.0  # seconds until a worker has imported what its first trial needs
 EVALUATION = 1 / 3  # of the time to learn from a picture, by operations: forward without backward
