@@ -101,8 +101,8 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="processes that share each batch of a trial (default: one per GPU, on CPUs one)")
     add("--cpus-per-trial", type=nonnegative_float, default=1.0, metavar="C", help="CPUs of a trial (default 1)")
     add("--max-concurrent", type=positive_int, default=0, metavar="N", help="trials at once (default: as many as fit)")
-    add("--pack", type=pack_size, default=1, metavar="off|auto|N",
-        help="trials of one worker side by side (auto: where it pays; default: off)")
+    add("--pack", type=pack_size, metavar="off|auto|N",
+        help="trials of one worker side by side (auto: where it pays; default: auto on a GPU, else off)")
     add("--kernels", choices=("exact", "fastest"), default="exact",
         help="on a GPU: exact resumes bit for bit, fastest does not (default exact)")
     add("--reader", choices=("ffcv", "threads", "nvjpeg"), default="ffcv",

@@ -501,6 +501,8 @@ def _set_pack_policy(state: DriverState, forecast: Forecast, view: LiveView) -> 
     limit = state.config.resident_bytes
     on_gpu = state.resources.gpus > 0
     pack = forecast.settings.resources.pack
+    if pack is None:
+        pack = "auto" if on_gpu else 1
     resident = frozenset(name for name, fact in forecast.facts.items() if packing.fits_on_device(fact, limit))
     if pack != "auto":
         fixed = packing.PackPolicy(pack, resident=resident, side_by_side=on_gpu)

@@ -156,10 +156,10 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
     )
 
 
-def unpacked_sentence(cells: Sequence[Cell], pack: str | int) -> str:
+def unpacked_sentence(cells: Sequence[Cell], pack: str | int | None) -> str:
     """Return which cells a pack of a size that is asked for leaves out; ValueError where these are all of them."""
     alone = [cell.label for cell in cells if cell.task]
-    if pack in ("auto", 1) or not alone:
+    if pack in ("auto", 1, None) or not alone:
         return ""
     if len(alone) == len(cells):
         raise ValueError(f"--pack {pack}: a cell with a training function of its own trains alone; leave --pack out")

@@ -15,13 +15,14 @@ class ResourceRequest:
     """Resources of a trial as asked for, before a cluster is seen.
 
     `gpus` None: one where there are GPUs. `ranks` 0: one a GPU, on CPUs one. `max_concurrent` 0: as many as fit.
+    `pack` None: "auto" on GPUs, 1 on CPUs.
     """
 
     gpus: float | None = None
     cpus: float = 1.0
     ranks: int = 0
     max_concurrent: int = 0
-    pack: int | Literal["auto"] = 1
+    pack: int | Literal["auto"] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def resolve_resources(request: ResourceRequest, machines: Sequence[Mapping[str, 
     if local and cpus > most["CPU"]:
         what = f"{ranks} ranks need a CPU each" if cpus == ranks > 1 else f"--cpus-per-trial {cpus:g}"
         raise ValueError(f"{what}: this machine has {_listed({'CPU': most['CPU']})}")
-    if ranks > 1 and request.pack not in (1, "auto"):
+    if ranks > 1 and request.pack not in (1, "auto", None):
         raise ValueError(f"--pack {request.pack}: trials that share a device; with {ranks} ranks a trial has several")
     return TrialResources(gpus, cpus, ranks, request.max_concurrent)
 

@@ -125,19 +125,20 @@ def test_packs_on_a_gpu_are_tried_and_go_on_where_they_are_faster() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "share", "resident_bytes", "packed", "said"),
+    ("pack", "gpus", "share", "resident_bytes", "packed", "said"),
     [
-        (0, 0.5, 0, True, 1),
-        (0, 0.01, 0, False, 0),
-        (0, 0.5, 2 << 30, False, 0),
-        (0.5, 0.01, 0, True, 0),
-        (0.5, 0.01, 2 << 30, True, 0),
+        ("auto", 0, 0.5, 0, True, 1),
+        ("auto", 0, 0.01, 0, False, 0),
+        ("auto", 0, 0.5, 2 << 30, False, 0),
+        ("auto", 0.5, 0.01, 0, True, 0),
+        ("auto", 0.5, 0.01, 2 << 30, True, 0),
+        (None, 0.5, 0.01, 2 << 30, True, 0),
     ],
 )
 def test_auto_packs_on_a_cpu_what_waits_for_one_stream_and_on_a_gpu_what_has_trained_alone(
-    gpus: float, share: float, resident_bytes: int, packed: bool, said: int
+    pack: str | None, gpus: float, share: float, resident_bytes: int, packed: bool, said: int
 ) -> None:
-    state, lines = auto_state("auto", gpus, share, resident_bytes=resident_bytes)
+    state, lines = auto_state(pack, gpus, share, resident_bytes=resident_bytes)
     policies = [state.pack_policy() for _ in range(2)]
     trials = members("All-CNN-B")
     assert [len(policy.cells) for policy in policies] == [len(trials) * packed] * 2
@@ -149,11 +150,13 @@ def test_auto_packs_on_a_cpu_what_waits_for_one_stream_and_on_a_gpu_what_has_tra
 def test_packs_that_are_asked_for_are_fixed_and_those_of_ranks_are_as_before() -> None:
     state, _ = auto_state(3, 0.5, 0.01)
     assert (state.pack_policy().most, state.pack_policy().cells, state.pack_policy().side_by_side) == (3, None, True)
+    state, _ = auto_state(None, 0, 0.5)
+    assert state.pack_policy().most == 1  # unasked there are packs on GPUs alone
     state, _ = auto_state("auto", 0, 0.5, ranks=2)
     assert state.pack_policy is None
 
 
-def auto_state(pack: int | str, gpus: float, share: float, **config: int) -> tuple[Any, list[str]]:
+def auto_state(pack: int | str | None, gpus: float, share: float, **config: int) -> tuple[Any, list[str]]:
     """Return a driver's state with its policy set, for trials that each waited for this share; and what was said."""
     lines: list[str] = []
     trials = members("All-CNN-B")
@@ -512,7 +515,7 @@ def test_stack_of_a_pack_that_has_ended_goes_to_the_trial_that_hung(tmp_path: Pa
 def test_pack_is_off_auto_or_a_number() -> None:
     options = parser("s", "").parse_args
     assert [options(["--pack", word]).pack for word in ("off", "auto", "9")] == [1, "auto", 9]
-    assert options([]).pack == 1
+    assert options([]).pack is None
     with pytest.raises(SystemExit):
         options(["--pack", "many"])
 
