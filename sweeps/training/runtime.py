@@ -6,12 +6,12 @@ import ctypes
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-import psutil
-
 if TYPE_CHECKING:
+    import psutil
     import torch
 
 MIB: Final = 1 << 20
@@ -123,17 +123,20 @@ class SystemUse:
     def __init__(self, device: torch.device) -> None:
         """Begin to count the processor time; the memory of `device` is counted where it is a GPU."""
         self.device = device
-        self.process = psutil.Process()
+        self.process: psutil.Process | None = None
+        with suppress(ImportError):  # a bare machine may lack it
+            import psutil
+
+            self.process = psutil.Process()
         self.counted_to = time.monotonic(), time.process_time()
 
     def row(self) -> dict[str, float]:
         """Return the cores that were busy since the last row, and the memory in MiB: now, of a GPU at most so far."""
         (began, used), self.counted_to = self.counted_to, (time.monotonic(), time.process_time())
         seconds = max(self.counted_to[0] - began, 1e-9)
-        row = {
-            "sys/cpu_cores": (self.counted_to[1] - used) / seconds,
-            "sys/memory_mib": self.process.memory_info().rss / MIB,
-        }
+        row = {"sys/cpu_cores": (self.counted_to[1] - used) / seconds}
+        if self.process is not None:
+            row["sys/memory_mib"] = self.process.memory_info().rss / MIB
         if self.device.type == "cuda":
             import torch
 

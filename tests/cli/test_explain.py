@@ -59,7 +59,7 @@ def test_a_sweep_is_told_cell_by_cell(output: Path, capsys: pytest.CaptureFixtur
     assert "\n\nCReLU conv1-4: S2.crelu(1, 2, 3, 4) on cifar10" in text
     assert "4 trials: 3 new, 1 running" in text
     assert "  test error %: none yet" in text
-    assert key("Baseline s0") not in text
+    assert f"\n    {key('Baseline s0')}" not in text
 
 
 def test_a_cell_that_the_paper_does_not_judge_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

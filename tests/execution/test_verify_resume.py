@@ -42,7 +42,10 @@ def ordered(train: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None
     ("error", "expected"),
     [
         (ValueError("cifar10 is\nnot prepared"), "cannot train: cifar10 is not prepared\n"),
-        (OSError(28, "No space left", "ledger"), "cannot train: ledger: No space left\n"),
+        (
+            OSError(28, "No space left", "ledger"),
+            "cannot train: ledger: No space left; make room there, then the same command goes on\n",
+        ),
         (TaskFailedError(KeyError("lr"), True), "cannot train: KeyError: 'lr'\n"),
     ],
 )

@@ -154,7 +154,7 @@ def test_only_a_training_that_was_resumed_is_marked() -> None:
 def test_marks_say_what_a_lost_training_counts_as() -> None:
     assert "n leaves it out" in explanation("d", F1)
     assert "it counts with 0.1" in explanation("d", dataclasses.replace(F1, chance=0.1))
-    assert "getting better" in explanation("u", F1)
+    assert "got better in the last fifth" in explanation("u", F1)
     assert "error of chance" in explanation("d")
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-LOOKS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+_ATEN = torch.ops.aten
+# In inference mode a look comes by its own name, else by the operation that it consists of.
+LOOKS = (_ATEN._local_scalar_dense.default, _ATEN.nonzero.default, _ATEN.item.default, _ATEN.is_nonzero.default)
 
 
 class Operations(TorchDispatchMode):
