@@ -14,7 +14,14 @@ SIDE_BY_SIDE := --dist loadfile --no-loadscope-reorder -n
 # Where a machine forbids it, each of the tests' hundreds of processes would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-cluster setup lint docs bench lock
+# An environment without CUDA stays one until it is made anew by make setup CPU=
+CPU ?= $(if $(wildcard .venv/.complete-cpu),1)
+COMPLETE := .venv/.complete$(if $(CPU),-cpu)
+SIZE := 7.2 GB
+CUDA := nvidia-|cuda-|triton==
+TORCH := torch==|torchvision==
+
+.PHONY: help demo test test-cluster setup notebook lint docs bench lock
 
 help:
 	@echo "make demo    nine rows of Table 4 on embedded pictures, in minutes, on this machine"
@@ -23,8 +30,10 @@ help:
 	@echo "make lint    ruff and mypy --strict"
 	@echo "make docs    the site of docs/, into docs/_build; a warning is an error"
 	@echo "make bench   the benchmarks that need no GPU"
-	@echo "make lock    requirements.lock anew from pyproject.toml"
-	@echo "make setup   only the set-up: system libraries, uv, .venv from requirements.lock"
+	@echo "make notebook    JupyterLab, put into .venv from notebook.lock, on notebooks/"
+	@echo "make lock    requirements.lock and notebook.lock anew from pyproject.toml"
+	@echo "make setup   only the set-up: system libraries, uv, .venv from requirements.lock; $(SIZE) of disk"
+	@echo "make setup CPU=1    the same without CUDA: torch's build for CPUs; its size is not measured yet"
 
 demo: setup
 	@$(BIN)/python -m sweeps.imagenet_placement
@@ -47,11 +56,15 @@ docs: setup
 bench: setup
 	@$(BIN)/python -m benchmarks
 
-setup: .venv/.complete
+setup: $(COMPLETE)
 
-.venv/.complete: requirements.lock pyproject.toml
+notebook: .venv/.notebook
+	@$(BIN)/jupyter lab --notebook-dir notebooks
+
+$(COMPLETE): requirements.lock pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or later is needed: apt-get install python3" >&2; exit 2; fi
-	@if ! { command -v pkg-config && command -v g++ && pkg-config --exists opencv4 libturbojpeg; } >/dev/null 2>&1; then \
+	@echo "$(if $(CPU),.venv without CUDA: less disk than the $(SIZE) with it,.venv takes about $(SIZE) of disk; less without CUDA: make setup CPU=1)"
+	@if [ "$$(uname)" != Darwin ] && ! { command -v pkg-config && command -v g++ && pkg-config --exists opencv4 libturbojpeg; } >/dev/null 2>&1; then \
 		sudo=; [ "$$(id -u)" = 0 ] || sudo="sudo"; \
 		echo "Installing FFCV's system libraries: $(APT)"; \
 		{ $$sudo apt-get update -qq && DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -y -qq $(APT) >/dev/null; } || { \
@@ -66,12 +79,35 @@ setup: .venv/.complete
 			exit 2; }; \
 		.setup/bin/pip install -q uv; }
 	@uv=$$(command -v uv || echo .setup/bin/uv); \
-		[ -x $(BIN)/python ] || $$uv venv -q --python $(PYTHON) .venv; \
-		$$uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock; \
+		[ -x $(BIN)/python ] || $$uv venv -q --python $(PYTHON) .venv
+ifeq ($(CPU),)
+	@uv=$$(command -v uv || echo .setup/bin/uv); \
+		rm -f .venv/.complete* .venv/.notebook; \
+		$$uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
+else
+	@uv=$$(command -v uv || echo .setup/bin/uv); \
+		torch="$$(grep -oE '^($(TORCH))[^ ]+' requirements.lock)"; \
+		build="$$uv pip install -q --python $(BIN)/python --no-deps --torch-backend cpu"; \
+		$$build --dry-run --reinstall $$torch || { \
+			echo "torch's build for CPUs could not be fetched: only torch's own package index has it. Without CPU=1" \
+				"the build with CUDA is installed, which runs on CPUs too." >&2; exit 2; }; \
+		rm -f .venv/.complete* .venv/.notebook; \
+		awk '/^[^ ]/ {kept = !/^($(CUDA)|$(TORCH))/} kept' requirements.lock > .venv/cpu.lock; \
+		$$uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes .venv/cpu.lock; \
+		$$build --compile-bytecode $$torch
+endif
+	@uv=$$(command -v uv || echo .setup/bin/uv); \
 		$$uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.notebook: $(COMPLETE) notebook.lock
+	@uv=$$(command -v uv || echo .setup/bin/uv); \
+		$$uv pip install -q --compile-bytecode --python $(BIN)/python --require-hashes -r notebook.lock
 	@touch $@
 
 lock:
 	@uv=$$(command -v uv || echo .setup/bin/uv); \
-		$$uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-			--no-annotate --all-extras --group dev --group docs pyproject.toml -o requirements.lock
+		compile="$$uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+			--no-annotate"; \
+		$$compile --all-extras --group dev --group docs pyproject.toml -o requirements.lock; \
+		$$compile -c requirements.lock --group notebook -o notebook.lock

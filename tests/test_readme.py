@@ -89,7 +89,10 @@ def check(command: str) -> None:
     words = shlex.split(command)
     program = words[0].removeprefix(".venv/bin/")
     if program == "make":
-        assert set(words[1:]) <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+        # A target, or a variable with its value: CPU=1.
+        text = (ROOT / "Makefile").read_text()
+        known = set(re.findall(r"^([\w-]+):|^(\w+ )\?= ", text, re.MULTILINE))
+        assert {(word, "") if "=" not in word else ("", f"{word.partition('=')[0]} ") for word in words[1:]} <= known
     elif program == "mlflow":
         assert words[1:3] in (["ui", "--backend-store-uri"], ["gc"])
     elif words[1].startswith("clusters/"):
