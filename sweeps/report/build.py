@@ -185,15 +185,21 @@ def make(ledger: Ledger, title: str, to: Path, store: str, quiet: bool = False) 
 
     `quiet` shows no bar. ValueError as for `run`.
     """
-    with progress_bar(f"report on {title}", 4, quiet) as begin:
+    with progress_bar(f"report on {title}", 5, quiet) as begin:
         begin("reading trials")
         results = read_sweep(ledger, title)
         begin("statistics")
         report = document(ledger, results)
         begin("pages")
-        contents = files(report, tidy(results))
+        # Matplotlib takes a second to import: --check does without it.
+        from sweeps.report.render import figures
+
+        drawn = figures.drawn(report)
+        contents = files(drawn, tidy(results))
         ledger.guard()
         path = write(contents, to / title)[0]
+        begin("figures")
+        figures.write(drawn, to / title / figures.FOLDER)
         begin("sending to MLflow")
         return WrittenReport(results, report, path, track(ledger, results, contents, store) if store else NOT_ASKED)
 

@@ -315,7 +315,7 @@ def test_set_that_was_killed_before_its_test_split_is_completed_and_never_tested
             three.rename(tmp_path / "away")
         for check in (lambda: ensure_dataset(name, where, print), lambda: check_available(name, where)):
             with pytest.raises(
-                ValueError, match="has no test split, since its preparation was interrupted: .*python.* -m crelu_data"
+                ValueError, match=r"has no test split, since its preparation was interrupted: .*python.* -m crelu_data"
             ):
                 check()
         if not three.exists():

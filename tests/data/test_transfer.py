@@ -176,7 +176,7 @@ def test_a_set_that_lacks_a_split_is_neither_pulled_nor_pushed(
 def test_each_named_set_has_to_be_there(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no prepared files of cifar10; found synthetic"):
         pull(str(folder), tmp_path / "node", [NAME, "cifar10"])
-    with pytest.raises(ValueError, match="no prepared files of cifar10: .*python.* -m crelu_data"):
+    with pytest.raises(ValueError, match=r"no prepared files of cifar10: .*python.* -m crelu_data"):
         push(folder, str(tmp_path / "up"), [NAME, "cifar10"])
     for split in SPLITS:  # as while a set is replaced: the sidecars come last
         beton_path(NAME, split, folder).with_suffix(".json").unlink()

@@ -147,9 +147,9 @@ def test_fingerprint_of_several_nets_has_all_their_activations(tmp_path: Path) -
 
 # Functions that a trial calls and that decide no number: names, keys and checks of trials, the ledger's file system,
 # exports, and what takes this fingerprint.
-NUMBERLESS = {"__getattr__", "__post_init__", "_canonical", "_hash", "_recipe_text", "_rounded", "cell_to_json",
-              "check_mounted", "full_disk_named", "key", "kinds_of", "label", "make_folder", "open_filesystem", "task_content", "science",
-              "sync_folder", "texts", "to_json", "words_of"}  # fmt: skip
+NUMBERLESS = {"__getattr__", "__post_init__", "_canonical", "_hash", "_recipe_text", "_rounded",
+              "cell_to_json", "check_mounted", "full_disk_named", "key", "kinds_of", "label", "make_folder",
+              "open_filesystem", "science", "sync_folder", "task_content", "texts", "to_json", "words_of"}  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "phase"), [("VGG with batch norm", "holdout"), ("All-CNN-B by Adam", "ablation")])

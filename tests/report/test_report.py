@@ -5,6 +5,7 @@ import cProfile
 import csv
 import dataclasses
 import hashlib
+import html
 import io
 import re
 import shutil
@@ -13,10 +14,12 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from sweeps.cifar_vgg import CELLS as VGG_CELLS
 from sweeps.cifar_vgg import PROTOCOL as VGG_PROTOCOL
@@ -46,6 +49,8 @@ DEMO = Sweep("imagenet_placement", "demo", tuple(scaled(cell, "demo") for cell i
 DROPOUT = Sweep("imagenet_dropout", "paper", PLACEMENTS, DROPOUT_PROTOCOL)
 PICTURES = 600
 ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def placed(trial: Trial) -> Made:
@@ -250,6 +255,50 @@ def test_page_asks_for_nothing_and_stands_alone(output: Path) -> None:
             for name in ("src", "href", "srcset", "data", "action", "poster"):
                 value = attributes.get(name, "")
                 assert not value or value.startswith("#") or (tag == "img" and value.startswith("data:image/png;"))
+
+
+def test_each_chart_of_the_page_is_a_file_as_svg_and_as_png(output: Path) -> None:
+    for path in reports(output, "report.html"):
+        charts = [tag for tag, _, _ in page_of(output, path.parent.name).elements if tag == "svg"]
+        folder = path.parent / "figures"
+        files = sorted(folder.iterdir()) if charts else []
+        assert [file.suffix for file in files] == [".png", ".svg"] * len(charts)
+        assert {file.stem for file in files[::2]} == {file.stem for file in files[1::2]}
+        for file in files[1::2]:
+            drawing = ElementTree.parse(file).getroot()
+            style, ground, *shapes = drawing
+            assert (drawing.tag, ground.get("fill"), "var(" in str(style.text)) == (f"{SVG}svg", "#fff", False)
+            assert ".line.ours { stroke: #0b5cad }" in str(style.text)
+            assert any(shape.tag == f"{SVG}text" for shape in shapes)
+            with Image.open(file.with_suffix(".png")) as picture:
+                width = picture.width
+                colours = picture.convert("RGB").getcolors(picture.width * picture.height) or []
+            assert width == pytest.approx(float(drawing.attrib["width"]) * 150 / 72, abs=1)
+            assert max(colours)[1] == (255, 255, 255)
+            assert len(colours) > 10
+    assert (
+        output / "reports" / "imagenet_placement" / "figures" / "Effects-Table-4-ImageNet-top-1-ten-crops.svg"
+    ).exists()
+
+
+WIDTH = "<script>document.body.dataset.width = document.documentElement.scrollWidth</script></body>"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_page_is_no_wider_than_a_phone(output: Path, tmp_path: Path) -> None:
+    for path in reports(output, "report.html"):
+        # Chromium's own window has a least width, a frame has none. The policy would keep the script from running.
+        page = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text())
+        framed = html.escape(page.replace("</body>", WIDTH))
+        frame = tmp_path / "frame.html"
+        frame.write_text(
+            f'<iframe style="width:390px;height:844px;border:0" srcdoc="{framed}" onload="document.body.dataset.width'
+            ' = this.contentDocument.body.dataset.width"></iframe>'
+        )
+        command = [str(CHROMIUM), "--headless", "--no-sandbox", "--hide-scrollbars", "--dump-dom", frame.as_uri()]
+        dom = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
+        (width,) = re.findall(r'<body data-width="(\d+)">', dom)
+        assert int(width) == 390, path
 
 
 def test_links_lead_to_the_runs_of_a_cell(output: Path) -> None:

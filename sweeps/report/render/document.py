@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
+from markupsafe import Markup
+
 from sweeps.report.render.chart import Chart
 from sweeps.results.evidence import Run
 from sweeps.results.statistics import Interval
@@ -52,10 +54,13 @@ class Table(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A chart, or a picture as PNG, with the title and caption above it; `alt` is what a screen reader says."""
+    """A chart, drawn as SVG or not, or a picture as PNG; with the title and caption above it.
+
+    `alt` is what a screen reader says.
+    """
 
     title: str
-    content: Chart | bytes
+    content: Chart | Markup | bytes
     caption: str = ""
     alt: str = ""
 

@@ -63,6 +63,8 @@ class Pictures:
         if isinstance(figure.content, bytes):
             self.figures.append(figure)
             return Markup(f"{self.mark}:{len(self.figures) - 1};")
+        if isinstance(figure.content, Markup):
+            return figure.content
         # Matplotlib takes a second to import: a report that is not drawn does without it.
         from sweeps.report.render.svg import draw
 
