@@ -44,6 +44,9 @@ from sweeps.store.ledger import Json
 VIEW_TAG: Final = "mlflow.sharedViewState."
 VIEW_KEY: Final = "viewStateShareKey"
 VIEW_COLUMNS: Final = "selectedColumns"
+VIEW_ORDER: Final = "columnOrder"
+VIEW_WIDTHS: Final = "columnWidths"
+HEADING: Final = (7.5, 44)  # pixels of a letter of a column's heading, and of the room beside it
 VIEW: Final = "cells"
 # What cells are compared by.
 METRICS: Final = (
@@ -324,8 +327,10 @@ def columns(metric: Metric) -> tuple[str, ...]:
 
 def experiment_tags(metric: Metric = PERCENT) -> dict[str, str]:
     """Return the tags by which the UI opens an experiment on its runs, and knows what is compared."""
-    names = [f"metrics.`{name}`" for name in columns(metric)]
-    view = {VIEW_COLUMNS: [*names, *(f"params.`{name}`" for name in PARAMS)]}
+    names = {f"metrics.`{name}`": name for name in columns(metric)} | {f"params.`{name}`": name for name in PARAMS}
+    letter, room = HEADING
+    widths = {column: round(room + letter * len(name)) for column, name in names.items()}
+    view = {VIEW_COLUMNS: [*names], VIEW_ORDER: [*names], VIEW_WIDTHS: widths}
     return {
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": metric.mean,
