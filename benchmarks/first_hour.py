@@ -5,12 +5,18 @@
 
 The demo runs in tmux on a terminal of 80x24, which then grows to 200x60; Ctrl-C is typed, and the same command resumes.
 MLflow's table and compare view, and the report on a desktop and a phone, are drawn by a headless Chromium. Each is a
-PNG in FOLDER, to be looked at; docs/pictures holds the best. Needs tmux and chromium: apt-get install tmux chromium.
+PNG in FOLDER, to be looked at. What a terminal or MLflow's table shows is also a text of the same name, which
+tests/test_pictures.py compares with what the code prints. To renew the pictures of the docs:
+
+    cp FOLDER/*.png FOLDER/*.txt docs/pictures
+
+Needs tmux and chromium: apt-get install tmux chromium.
 """
 
 from __future__ import annotations
 
 import argparse
+import html.parser
 import re
 import shlex
 import shutil
@@ -88,21 +94,22 @@ def until(ready: Callable[[], bool], what: str) -> None:
 
 
 def draw_text(ansi: str, size: tuple[int, int], path: Path) -> None:
-    """Draw the text of a terminal, with its colours, as a picture."""
+    """Draw the text of a terminal, with its colours, as a picture; the text alone beside it."""
     import io
 
     from rich.console import Console
     from rich.terminal_theme import DIMMED_MONOKAI
     from rich.text import Text
 
+    path.with_suffix(".txt").write_text(f"{Text.from_ansi(ansi.rstrip()).plain}\n", encoding="utf-8")
     columns, lines = size[0], len(ansi.rstrip().splitlines())
     console = Console(record=True, file=io.StringIO(), width=columns, force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(ansi.rstrip()), soft_wrap=True)
-    html = path.with_suffix(".html")
+    page = path.with_suffix(".html")
     code = console.export_html(theme=DIMMED_MONOKAI, inline_styles=True, code_format=PAGE)
-    html.write_text(code, encoding="utf-8")
-    screenshot(html.as_uri(), (int(columns * LETTER[0]) + 32, lines * LETTER[1] + 24), path)
-    html.unlink()
+    page.write_text(code, encoding="utf-8")
+    screenshot(page.as_uri(), (int(columns * LETTER[0]) + 32, lines * LETTER[1] + 24), path)
+    page.unlink()
 
 
 def screenshot(address: str, size: tuple[int, int], path: Path, right: float = 0.0) -> None:
@@ -112,16 +119,64 @@ def screenshot(address: str, size: tuple[int, int], path: Path, right: float = 0
     """
     from PIL import Image
 
-    width = int(size[0] * (1 + right))
-    command = [
-        shutil.which("chromium") or "chromium-browser", "--headless", "--no-sandbox", "--hide-scrollbars",
-        f"--window-size={width},{size[1]}", f"--virtual-time-budget={SETTLED}", f"--screenshot={path}", address,
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    _chromium(f"--window-size={int(size[0] * (1 + right))},{size[1]}", f"--screenshot={path}", address)
     with Image.open(path) as picture:
         small = picture.crop((0, 0, *size)).convert("RGB").quantize(128)
     small.save(path, optimize=True)
     print(f"{path}  {size[0]}x{size[1]}, {path.stat().st_size / 1e3:.0f} kB", flush=True)
+
+
+def _chromium(*words: str) -> str:
+    """Run a headless Chromium, and return what it prints."""
+    command = [
+        shutil.which("chromium") or "chromium-browser", "--headless", "--no-sandbox", "--hide-scrollbars",
+        f"--virtual-time-budget={SETTLED}", *words,
+    ]  # fmt: skip
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+
+
+class Columns(html.parser.HTMLParser):
+    """The columns of the table on MLflow's page, by their number from the left: the heading, then its cells."""
+
+    def __init__(self, page: str) -> None:
+        """Read the page."""
+        super().__init__()
+        self.headings: dict[int, str] = {}
+        self.cells: dict[int, list[str]] = {}
+        self.open: list[tuple[str, int]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Begin a heading or cell; what stands within one belongs to it."""
+        if tag == "div":
+            named = dict(attrs)
+            role, column = named.get("role") or "", int(named.get("aria-colindex") or 0)
+            self.open.append((role, column))
+            if role == "columnheader" and column:
+                self.headings[column] = ""  # that of several columns together comes before theirs
+            elif role == "gridcell":
+                self.cells.setdefault(column, []).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        """End what was begun."""
+        if tag == "div" and self.open:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        """Add words to the heading or cell that they stand in."""
+        for role, column in self.open:
+            if role == "columnheader" and column:
+                self.headings[column] += data
+            elif role == "gridcell":
+                self.cells[column][-1] += data
+
+
+def write_columns(address: str, size: tuple[int, int], path: Path) -> None:
+    """Write the columns of MLflow's table from the left, a line each: the heading and its cells from above."""
+    page = Columns(_chromium(f"--window-size={size[0]},{size[1]}", "--dump-dom", address))
+    texts = [[page.headings[column], *page.cells.get(column, [])] for column in sorted(page.headings)]
+    lines = [[" ".join(text.split()) for text in line] for line in texts]
+    path.write_text("".join("  ".join(line) + "\n" for line in lines if line[0]), encoding="utf-8")
 
 
 def draw_run(folder: Path, output: Path) -> None:
@@ -185,6 +240,8 @@ def draw_mlflow(folder: Path, output: Path) -> None:
         cells = [run.info.run_id for run in runs if "mlflow.parentRunId" not in run.data.tags]
         number = experiment.experiment_id
         screenshot(f"{server}/{table_address(number)}", TABLE, folder / "mlflow.png", ASSISTANT)
+        # So wide that no column is left out.
+        write_columns(f"{server}/{table_address(number)}", (4000, TABLE[1]), folder / "mlflow.txt")
         screenshot(f"{server}/{compare_address(number, cells)}", COMPARED, folder / "compare.png", ASSISTANT)
 
 
