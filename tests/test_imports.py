@@ -56,7 +56,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "sweeps.analysis",
         "sweeps.cli.verbs",
     ),
-    "matplotlib": ("sweeps.report.render.plots", "sweeps.report.render.svg"),
+    "matplotlib": ("sweeps.report.render.plots", "sweeps.report.render.svg", "sweeps.report.render.figures"),
     "pandas": ("sweeps.report.loaded",),
     "IPython": ("sweeps.report.notebook",),
 }

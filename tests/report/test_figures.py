@@ -27,7 +27,9 @@ def report(*titles: str, value: float = 1.0) -> Document:
     Image.new("RGB", (3, 2), "red").save(sink, "PNG")
     chart = Forest([Point(value, "CReLU", "tip", interval=Interval(0.5, 1.5))])
     drawn = tuple(Figure(title, chart, alt=title) for title in titles)
-    gallery = Gallery("Table 1", (*drawn, Figure("net: filters", sink.getvalue())), "wide")
+    gallery = Gallery(
+        "Table 1", (*drawn, Figure("net: filters", sink.getvalue()), Figure("net: damaged", b"no picture")), "wide"
+    )
     return figures.drawn(Document("t", "", "", (), (Section("effects", "Effects", (), (gallery,)),)))
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
-import io
 import re
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -27,7 +27,6 @@ from matplotlib.patches import Circle, Patch, PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.text import Text
 from matplotlib.transforms import Affine2D
-from PIL import Image
 
 from sweeps.report.files import write_atomically
 from sweeps.report.render.document import Document, Figure, Gallery
@@ -44,6 +43,7 @@ RULE: Final = re.compile(r"([^{};]+)\{([^{}]*)\}")
 STEP: Final = re.compile(r"([MLz])([^MLz]*)")
 CODES: Final = {"M": Outline.MOVETO, "L": Outline.LINETO, "z": Outline.CLOSEPOLY}
 SIDES: Final = {"start": "left", "middle": "center", "end": "right"}
+HEAD: Final = re.compile(rb"\x89PNG\r\n\x1a\n....IHDR.{8}", re.DOTALL)  # ends with width and height
 RED_GREEN_BLUE: Final = re.compile(r"rgba\((\d+), (\d+), (\d+), ([\d.]+)\)")
 
 
@@ -88,13 +88,18 @@ def write(document: Document, folder: Path) -> None:
 
 
 def _named(document: Document) -> dict[str, Markup | bytes]:
-    """Return the figures of a drawn document by the names of their files: section, gallery and title."""
+    """Return the figures of a drawn document by the names of their files: section, gallery and title.
+
+    A picture of a job that is no PNG is left out.
+    """
     titles: list[str] = []
     contents: list[Markup | bytes] = []
     for section in document.sections:
         for part in section.parts:
             for figure in part.figures if isinstance(part, Gallery) else ():
                 words = dict.fromkeys((section.short or section.heading, part.title, figure.title))
+                if isinstance(figure.content, bytes) and not HEAD.match(figure.content):
+                    continue
                 titles.append(" ".join(filter(None, words))[:LONGEST])
                 assert isinstance(figure.content, bytes | Markup), "the document is not drawn"
                 contents.append(figure.content)
@@ -145,8 +150,7 @@ def _frame(root: ElementTree.Element) -> tuple[float, float, float, float]:
 
 def _around(picture: bytes) -> str:
     """Return an SVG that holds a PNG as it is: what a job drew as pixels has no shapes."""
-    with Image.open(io.BytesIO(picture)) as image:
-        width, height = image.size
+    width, height = struct.unpack(">II", picture[16:24])
     data = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
