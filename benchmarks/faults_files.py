@@ -690,9 +690,9 @@ def recall_charts() -> dict[bytes, str]:
 
     Drawing is most of a driver's time here, and writes no file.
     """
-    import sweeps.report.render.svg
+    from sweeps.report.render import figures
 
-    draw = sweeps.report.render.svg.draw
+    draw, rastered = figures.draw, figures.rastered
     drawn: dict[bytes, str] = {}
 
     def recalled(chart: Chart, alt: str) -> Markup:
@@ -701,7 +701,8 @@ def recall_charts() -> dict[bytes, str]:
             drawn[key] = draw(chart, alt)
         return Markup(drawn[key])
 
-    sweeps.report.render.svg.draw = recalled
+    figures.draw = recalled
+    figures.rastered = cache(rastered)
     return drawn
 
 

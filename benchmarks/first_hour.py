@@ -6,7 +6,7 @@
 The demo runs in tmux on a terminal of 80x24, which then grows to 200x60; Ctrl-C is typed, and the same command resumes.
 MLflow's table and compare view, and the report on a desktop and a phone, are drawn by a headless Chromium. Each is a
 PNG in FOLDER, to be looked at. What a terminal or MLflow's table shows is also a text of the same name, which
-tests/test_drawn_pictures.py compares with what the code prints. To renew the pictures of the docs:
+tests/test_first_hour.py compares with what the code prints. To renew the pictures of the docs:
 
     cp FOLDER/*.png FOLDER/*.txt docs/pictures
 

@@ -205,7 +205,7 @@ def test_what_a_page_imports_is_light(line: str, heavy: set[str]) -> None:
     assert done.stdout == "[]\n"
 
 
-OF_BENCHMARKS = ("test_mutations", "test_faults", "test_chaos", "test_benchmark_nets")
+OF_BENCHMARKS = ("test_mutations", "test_faults", "test_chaos", "test_benchmark_nets", "test_first_hour")
 
 
 def test_tests_import_their_support_and_no_other_test() -> None:

@@ -17,6 +17,7 @@ from sweeps.store.ledger import Ledger
 from sweeps.store.process import this_process
 
 SMALL = "synthetic:size=32,classes=2,train=20,test=8"
+REPORT = Document("", "", "", (), ())
 
 
 def replaced(ledger: Ledger, title: str) -> None:
@@ -69,7 +70,7 @@ def test_report_of_a_driver_that_was_replaced_is_not_written(tmp_path: Path, mon
 
     ledger = Ledger(str(tmp_path / "ledger"), guard)
     monkeypatch.setattr(build, "read_sweep", lambda ledger, title: None)
-    monkeypatch.setattr(build, "document", lambda ledger, results: Document)
+    monkeypatch.setattr(build, "document", lambda ledger, results: REPORT)
     monkeypatch.setattr(build, "files", lambda report, tidy: {"report.html": b""})
     monkeypatch.setattr(build, "tidy", lambda results: None)
     with pytest.raises(LeaseLostError):

@@ -70,7 +70,7 @@ def source(value: Any) -> str:
 def test_ffcv_is_the_version_that_the_patches_were_written_for() -> None:
     assert version("ffcv") == "1.0.2"
     pinned = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text()
-    assert '"ffcv==1.0.2"' in pinned
+    assert '"ffcv==1.0.2 ;' in pinned
 
 
 def test_ffcvs_typed_dictionary_is_read_by_python_alone() -> None:
