@@ -61,7 +61,8 @@ def test_notebooks_have_a_lock_that_fits_the_other() -> None:
 
 def planned(*words: str) -> str:
     """Return what make would run; uv's own words are not asked for."""
-    return subprocess.run(["make", "--no-print-directory", "-n", "-B", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    command = ["make", "--no-print-directory", "-n", "-B", *words]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
 def test_setup_tells_the_size_first_and_takes_the_whole_lock() -> None:
