@@ -181,7 +181,8 @@ def write_columns(address: str, size: tuple[int, int], path: Path) -> None:
 
 def draw_run(folder: Path, output: Path) -> None:
     """Run the demo, and draw its live view at two sizes, an interrupt and the end."""
-    command = [sys.executable, "-m", SWEEP, "--profile", "demo", "--output", str(output)]
+    python = ".venv/bin/python" if (ROOT / ".venv/bin/python").exists() else sys.executable  # as a person types it
+    command = [python, "-m", SWEEP, "--profile", "demo", "--output", str(output)]
     first = Terminal(SMALL, command)
     try:
         first.wait_for(r"\b[3-9]/9 done, 2 training, about")

@@ -29,7 +29,7 @@ def test_table_has_today_s_headings() -> None:
 @pytest.mark.parametrize("picture", ["live-80x24", "live-200x60"])
 def test_live_view_has_today_s_headings(picture: str) -> None:
     words = text_of(picture).split()
-    assert {"cell", "done", "best"} <= set(words)
+    assert {"cell", "done", "hold-out", "error"} <= set(words)
     lines = text_of(picture).splitlines()
     width, height = map(int, picture.removeprefix("live-").split("x"))
     assert max(map(len, lines)) <= width
