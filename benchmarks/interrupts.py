@@ -8,8 +8,8 @@ output, so each start resumes what the one before it has left. When a sweep is d
 undisturbed ones, weights and scores by their hashes, and a fresh one begins.
 
 A row a moment: what the sweep was doing, seconds to the first word and to the exit, the exit code. The exit code of
-this command is the number of moments that broke a promise: a word in one second, an end in fifteen, 130 or 0, the same
-results.
+this command is the number of moments that broke a promise: a word or an end in one second, an end in fifteen, 130 or
+0, the same results.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ def main() -> int:
             ending = run(command("out"), at)
             is_over = ending.code == 0
             same = not is_over or fruit(folder / "out") == expected
-            slow = bool(ending.stage) and (ending.seconds > END or not (is_over or ending.word <= WORD))
+            answered = ending.word <= WORD or ending.seconds <= WORD
+            slow = bool(ending.stage) and (ending.seconds > END or not (is_over or answered))
             wrong = not same or slow or ending.code not in (0, 130)
             broken += wrong
             note = ("" if same else "  OTHER RESULTS") + ("  <-" if wrong else "")
