@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crelu_data.datasets import DataSet
@@ -133,7 +133,7 @@ def print_summary(summary: Summary, settings: Settings) -> None:
     if asked.sweep.others:
         print(f"not asked for: {', '.join(cell.label for cell in asked.sweep.others)}.")
     print(f"results   {results}")
-    print(f"          {PurePath(results).with_suffix('.csv')}")
+    print(f"          {results.removesuffix('.parquet')}.csv")
     if report:
         print(f"report    {report}")
     if settings.tracking_uri.startswith("sqlite"):

@@ -204,6 +204,8 @@ def test_trial_with_a_damaged_file_is_told_and_trained_anew_when_asked(
         assert "--retry-failed" in shown
         table = f"{settings.output}/ledger/results-{sweep.title}"
         assert f"results   {table}.parquet\n          {table}.csv\n" in shown
+    summary.print_summary(ended._replace(results="s3://bucket/out/results-a.parquet"), settings)
+    assert "\n          s3://bucket/out/results-a.csv\n" in capsys.readouterr().out
     dry_run.dry_run(sweep, part, settings)
     assert f"{first.cell.label} {first.label}: {why}" in capsys.readouterr().out
     run.run_sweep(sweep, part, dataclasses.replace(settings, retry_failed=True))
