@@ -114,8 +114,8 @@ def pictures_text(nets: Sequence[Net | Model], facts: DataSet) -> str:
     with suppress(ValueError):  # the refusal of a net names what does not fit
         seen = " or ".join(map(str, sorted({seen_by(net, facts).crop for net in nets})))
         crop = "" if seen == str(facts.size) else f", nets see crops of {seen}"
-        numbers = f"{facts.splits['train']:,} for training, of which searches hold out {facts.holdout:,}"
-        return f": {numbers}; {facts.splits[facts.final]:,} for the test; stored at {facts.size} pixels{crop}"
+        numbers = f"{facts.splits['train']:,} for training (searches hold out {facts.holdout:,})"
+        return f": {numbers}, {facts.splits[facts.final]:,} for the test; stored at {facts.size} pixels{crop}"
     return ""
 
 

@@ -35,7 +35,7 @@ PARTIAL: Final = "partial data"  # flag of a training on a part of a published d
 TEST_ERROR: Final = re.compile(r"final/test_top\d+_err(_10crop)?")
 OVER_FOLDS: Final = re.compile(r"agg/([\w.-]+)_(mean|vote)")
 
-FEW_CLASSES: Final = 5  # of which a top-5 error is always 0
+FEW_CLASSES: Final = 5  # a top-5 error of so few is always 0
 
 LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and axes of more overflow
 # How a training by a function of the user's resumes, as its result says it.

@@ -183,7 +183,9 @@ def cost_table(results: SweepResults) -> Table:
         notes.append("A search trial that is a first phase too counts as search, and in the time of one training.")
     if results.hourly:
         columns += ("money",)
-        notes.append(f"Money at {results.hourly:g} an hour of a GPU, of which each trial had a share, search included.")
+        notes.append(
+            f"Money at {results.hourly:g} an hour of a whole GPU; a trial counts with its share, searches too."
+        )
     return Table("costs", "Cost", columns, "l" + "r" * (len(columns) - 1), tuple(rows), tuple(notes))
 
 

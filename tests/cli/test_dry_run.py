@@ -78,7 +78,7 @@ def test_folder_that_is_not_there_or_holds_no_classes(tmp_path: Path, capsys: py
     assert ended(tmp_path, *words) == ExitCode.DONE
     # A folder is counted before it is prepared.
     said = capsys.readouterr().out
-    sizes = "8 for training, of which searches hold out 1; 2 for the test; stored at 32 pixels"
+    sizes = "8 for training (searches hold out 1), 2 for the test; stored at 32 pixels"
     assert f"data: folder:{tmp_path}/pictures: {sizes}\n" in said
     assert "pictures seen, " in said
 
@@ -87,7 +87,7 @@ def test_folder_that_is_not_there_or_holds_no_classes(tmp_path: Path, capsys: py
 def test_sides_of_pictures_are_those_that_the_nets_take(side: int, seen: str) -> None:
     facts = DataSet("folder:pictures", 2, 48, 48, {"train": 1234, "val": 56}, "val", 246)
     nets = (Model("torchvision.models:resnet18", size=side),)
-    numbers = "1,234 for training, of which searches hold out 246; 56 for the test"
+    numbers = "1,234 for training (searches hold out 246), 56 for the test"
     assert pictures_text(nets, facts) == f": {numbers}; stored at {seen}"
     assert pictures_text((Model("torchvision.models:resnet18", size=16),), facts) == ""
 

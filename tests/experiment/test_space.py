@@ -399,7 +399,7 @@ def test_importance_is_with_the_dimension_that_decides() -> None:
     assert importance(search, CELL, points[:20]).keys() == SPACE.keys()
     assert importance(search, CELL, points[:19]) == {}, "of few points it shows chance"
     assert importance(search, CELL, [(trial, 5.0) for trial, _ in points]) == {}
-    # One of two optimisers is better whatever else is chosen: the share is not with the axis of most values.
+    # One of two optimisers is better, and nothing else matters. Another axis has more values; it gets no larger share.
     decided = [(trial, float(trial.recipe.optimiser == "adam") + n / 1000) for n, (trial, _) in enumerate(points)]
     assert importance(search, CELL, decided)["recipe.optimiser"] > 0.6
 

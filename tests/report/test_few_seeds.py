@@ -1,4 +1,4 @@
-"""A page of one's own with two seeds and four classes: what is left out of its report, and what is said instead."""
+"""Two seeds and four classes: the report leaves out what so few cannot tell, and says why."""
 
 import dataclasses
 from pathlib import Path

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from markupsafe import Markup
 from PIL import Image
@@ -78,3 +79,14 @@ def test_png_has_the_shapes_where_and_as_the_page_has_them() -> None:
     assert at(22, 10) == pytest.approx((72, 133, 194), abs=25)  # 75 %
     assert at(-7, -7) == (255, 255, 255)
     assert any(at(x, y) != (255, 255, 255) for x in range(14, 27) for y in range(12, 19))
+
+
+def test_dashes_of_a_line_are_those_of_the_page() -> None:
+    def pixels(classes: str) -> int:
+        """Return how many pixels of a long line are drawn."""
+        line = f'<svg viewBox="0 0 400 20" width="400" height="20"><path d="M 0 10 L 400 10" class="{classes}"/></svg>'
+        image = np.asarray(Image.open(io.BytesIO(figures.rastered(Markup(line)))).convert("L"))
+        return int((image.min(axis=0) < 200).sum())
+
+    # style1 has dashes of 8 pixels, 4 apart.
+    assert pixels("line style1") == pytest.approx(pixels("line style0") * 2 / 3, rel=0.15)

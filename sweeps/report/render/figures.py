@@ -194,6 +194,8 @@ def _artist(shape: ElementTree.Element) -> Artist:
     else:
         patch = PathPatch(_outline(place["d"]))
     patch.set(facecolor=fill, edgecolor=stroke, linewidth=width)
+    if dashes := looks.get("stroke-dasharray"):  # matplotlib counts them in widths of the line
+        patch.set_linestyle((0, [float(length) / width for length in dashes.split()]))
     return patch
 
 
