@@ -14,7 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 # Rungs below the last epoch, where nothing else is asked for. With three, curves that cross mislead the first one: over
-# benchmarks.bench_search the winner is then worse by two points, with two by a fifth of a point.
+# benchmarks.bench_search the winner is then worse by two points, with two by an eighth of a point.
 DEPTH = 2
 PLAYED = 500  # arms of brackets that are played for a forecast
 

@@ -9,7 +9,9 @@ one trial, trained once. With successive halving (sweeps.experiment.halving) a c
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -304,8 +306,7 @@ def _point(trial: Trial) -> Point:
 
 def _observation(suggestion: Suggestion) -> Observation:
     """Return what a sampler is told of a suggestion; a value over fewer folds counts as a whole one."""
-    early = suggestion.pruned and bool(suggestion.rungs)
-    return Observation(_point(suggestion.trial), suggestion.value, suggestion.rungs, early, suggestion.excess)
+    return Observation(_point(suggestion.trial), suggestion.value, excess=suggestion.excess)
 
 
 # Successive halving ---------------------------------------------------------------------------------------------------
@@ -347,12 +348,12 @@ def _begin_arm(
     while _may_ask(search, cell, asked):
         number = len(asked)
         by_number = dict(zip(arms, range(len(arms)), strict=True))
-        standing = (
+        standing = [
             s if s.refused else _standing(search, s.trial, s.number, by_number[s.number], bracket, known) for s in asked
-        )
-        observations = [_observation(suggestion) for suggestion in standing]
-        observed = tuple(each for each in observations if each.rungs or each.value is not None)
-        running = tuple(each.point for each in observations if not each.rungs and each.value is None)
+        ]
+        observations = _as_equally_far(standing)
+        observed = tuple(each for each in observations if each.value is not None)
+        running = tuple(each.point for each in observations if each.value is None)
         trial = _trial_at(search, cell, _ask(search, cell, number, observed, running), (), known.rate)
         if why := why_refused(search, trial):
             asked.append(_refused(search, number, trial, why))
@@ -361,6 +362,28 @@ def _begin_arm(
         arms.append(number)
         return True
     return False
+
+
+def _as_equally_far(standing: Sequence[Suggestion]) -> list[Observation]:
+    """Return what a sampler is told of arms: the value of each as if all had trained equally far.
+
+    From the value at its last rung on, an arm gains what arms that went on have gained from there (the median). By the
+    values as they are, arms that paused early would all be worse than any that went on.
+    """
+    reached = [dict(arm.rungs) for arm in standing]
+    gains: dict[int, float] = {}
+    for step, following in itertools.pairwise(sorted(set().union(*reached))):
+        if both := [values[following] - values[step] for values in reached if {step, following} <= values.keys()]:
+            gains[step] = statistics.median(both)
+    told = []
+    for arm, values in zip(standing, reached, strict=True):
+        observation = _observation(arm)
+        if values and (arm.value is None or math.isfinite(arm.value)):
+            last = max(values)
+            value = values[last] + math.fsum(gain for step, gain in gains.items() if step >= last)
+            observation = observation._replace(value=value)
+        told.append(observation)
+    return told
 
 
 def _standing(search: Search, trial: Trial, number: int, arm: int, bracket: Bracket, known: _Known) -> Suggestion:

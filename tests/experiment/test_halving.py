@@ -20,7 +20,7 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sampling import Observation, Point, Sampler
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Choice, Float, Int, Space
-from sweeps.experiment.study import Study, study
+from sweeps.experiment.study import Study, Suggestion, study
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Json, Ledger
@@ -239,26 +239,36 @@ def test_a_study_ends_with_a_whole_training_and_saves_most_epochs() -> None:
     assert all(suggestion.pruned == (suggestion.trial.key in state.paused) for suggestion in state.suggestions)
 
 
-def test_a_sampler_is_told_of_paused_trials_as_pruned_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_is_told_of_all_trials_as_if_they_had_trained_equally_far(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[Observation, ...]] = []
 
     def suggest(sampler: Sampler, key: str, axes: Any, number: int, observed: Any, running: Any, first: Any) -> Point:
         told.append(observed)
         return sampling.suggest(sampler, key, axes, number, observed, running, first)
 
+    def floor(point: Point) -> float:
+        return random.Random(repr(point)).uniform(5, 50)
+
+    def falls_alike(trial: Trial, epochs: int = EPOCHS) -> list[float]:
+        least = floor(tuple(value for _, value in trial.choices))
+        return [least + 40 / epoch for epoch in range(1, epochs + 1)]
+
     monkeypatch.setattr(study_module, "suggest", suggest)
+    monkeypatch.setitem(globals(), "curve_of", falls_alike)
     state = play(HALVED).study()
-    paused = [observation for observation in told[-1] if observation.early]
-    assert len(paused) >= 8
-    assert all(observation.rungs and observation.rungs[-1][0] < EPOCHS for observation in paused)
-    values = {
-        tuple(value for _, value in suggestion.trial.choices): suggestion.value for suggestion in state.suggestions
-    }
-    assert all(
-        values[observation.point] == observation.value
-        for observation in told[-1]
-        if not observation.early and observation.value is not None
-    )
+    for observed in told:
+        above = [each.value - floor(each.point) for each in observed if each.value is not None]
+        assert above == pytest.approx([min(above, default=0)] * len(observed))
+    points = {each.point for each in told[-1]}
+    paused = [s for s in state.suggestions if s.trial.key in state.paused]
+    assert sum(tuple(value for _, value in s.trial.choices) in points for s in paused) >= 8
+
+
+def test_a_sampler_is_told_of_a_trial_that_failed_after_a_rung_as_failed() -> None:
+    trial = study(HALVED, CELL, {}, ()).trials[0]
+    paused, failed = (Suggestion(n, (trial,), value, True, ((1, 20.0),)) for n, value in enumerate((20.0, math.nan)))
+    told = study_module._as_equally_far([paused, failed])
+    assert [each.value for each in told] == pytest.approx([20.0, math.nan], nan_ok=True)
 
 
 def test_a_failed_trial_goes_no_further_and_holds_nobody_up() -> None:
