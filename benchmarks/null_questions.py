@@ -5,7 +5,10 @@
 A page has three questions on four cells: a cell against three others, or three pairs that share nothing. In each world,
 and for each true effect in units of the margin, the test errors of many sweeps are drawn, put on the page's trials as
 results, and read as plan and report read them. The margin is what the fixed number of pairs finds with a power of 80 %
-at a level of 5 % / 3. The largest number of pairs is a tenth above the fixed one.
+at a level of 5 % / 3. The largest number of pairs is a tenth above the fixed one, or all folds.
+
+A second table is of the paper's pages, with their own questions and margins. Cells differ as the paper prints them, and
+by one margin for the power; noise is such that the fixed number of pairs finds each margin in four of five.
 
     wrong       sweeps with a wrong decision on any question at any look, in percent; the rule promises 5 at most
     covered     sweeps in which all intervals of all looks and questions cover the truth, in percent
@@ -21,20 +24,22 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crelu_models.tables import S2
+from sweeps import cifar_vgg, cifar_width, imagenet_placement
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.questions.question import Question
+from sweeps.experiment.questions.question import Question, asked_cells
 from sweeps.experiment.questions.rule import LEVEL
 from sweeps.experiment.questions.waves import Waves, waves
 from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.sweep import Protocol
+from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
+from sweeps.results.cell_numbers import printed_gains
 from sweeps.results.statistics import t_power
 
 Floats = NDArray[np.float64]
@@ -106,10 +111,51 @@ WORLDS: Final = (
     World("outliers: 1 in 10, times 5", 16, outliers),
     World("correlated cells", 16, correlated),
     World("unequal variances", 16, unequal),
-    World("few folds: 10, correlated", 9, over_folds, folds=10),
+    World("few folds: 10, correlated", 8, over_folds, folds=10),
     World("rounded to half a deviation", 16, rounded),
     World("long tail of one cell alone", 16, skewed, promised=False),
 )
+
+
+class Page(NamedTuple):
+    """Page of the paper: its cells, its questions, and the gain of each as the paper prints it."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    questions: tuple[Question, ...]
+    gains: tuple[float, ...]
+    folds: int
+
+
+def paper_pages() -> list[Page]:
+    """Return the pages that ask something."""
+    pages = []
+    for module in (cifar_width, cifar_vgg, imagenet_placement):
+        protocol: Protocol = getattr(module, "PROTOCOL", Protocol())
+        cells, questions = tuple(module.CELLS), tuple(module.QUESTIONS)
+        gains = printed_gains(Sweep("page", "paper", cells, protocol, questions=questions))
+        name = module.__name__.removeprefix("sweeps.")
+        pages.append(Page(name, cells, questions, tuple(gains), protocol.folds))
+    return pages
+
+
+def worlds_of(page: Page) -> list[World]:
+    """Return the worlds of a page: its folds correlate by a tenth. The fixed design has eight pairs."""
+    kinds = {"normal": normal, "heavy tails: t of 3": heavy, "outliers: 1 in 10, times 5": outliers,
+             "correlated cells": correlated, "unequal variances": unequal}  # fmt: skip
+    if page.folds:
+        return [World(name, 8, _in_folds(draw), page.folds) for name, draw in kinds.items()]
+    return [World(name, 8, draw) for name, draw in kinds.items()]
+
+
+def _in_folds(draw: Draw) -> Draw:
+    """Return noise of a kind that correlates by a tenth between folds."""
+
+    def drawn(stream: np.random.Generator, cells: int, pairs: int) -> Floats:
+        shared = draw(stream, cells, 1)
+        return math.sqrt(0.1) * shared + math.sqrt(0.9) * draw(stream, cells, pairs)
+
+    return drawn
 
 
 class Line(NamedTuple):
@@ -122,12 +168,16 @@ class Line(NamedTuple):
     trainings: float
 
 
-def margin_of(fixed: int, sd: float, folds: int) -> float:
-    """Return the difference that `fixed` pairs find with a power of 80 % at the level that three questions leave."""
-    low, high = 0.0, 20 * sd
+def margin_of(fixed: int, sds: Sequence[float], folds: int) -> float:
+    """Return the difference that `fixed` pairs find in four of five questions, whose differences spread by `sds`.
+
+    The level is what so many questions leave for each.
+    """
+    low, high = 0.0, 20 * max(sds)
     for _ in range(50):
         middle = (low + high) / 2
-        power = t_power(fixed, sd, middle, LEVEL / 3, 1 / folds if folds else None)
+        share = 1 / folds if folds else None
+        power = np.mean([t_power(fixed, sd, middle, LEVEL / len(sds), share) for sd in sds])
         low, high = (middle, high) if power < 0.8 else (low, middle)
     return high
 
@@ -135,38 +185,68 @@ def margin_of(fixed: int, sd: float, folds: int) -> float:
 def simulate(world: World, effect: float, sweeps: int, seed: int) -> Line:
     """Return what becomes of many sweeps of a world."""
     stream = np.random.default_rng(seed)
-    most = min(world.folds, math.ceil(1.1 * world.fixed)) if world.folds else math.ceil(1.1 * world.fixed)
     # One margin for all questions: by the mean spread of the three differences.
     sample = world.draw(stream, 4, 20_000)
     sd = float(np.mean([np.std(sample[0] - sample[rival], ddof=1) for rival in (1, 2, 3)]))
-    margin = margin_of(world.fixed, sd, world.folds)
-    gain = effect * margin
+    margin = margin_of(world.fixed, [sd] * 3, world.folds)
     questions = tuple(Question(name, "A", name, margin=margin) for name in "BCD")
+    truths = {"A": -effect * margin, "B": 0.0, "C": 0.0, "D": 0.0}
+    return _play(world, CELLS, questions, truths, np.ones(4), sweeps, stream)
+
+
+def simulate_page(page: Page, world: World, is_printed: bool, sweeps: int, seed: int) -> Line:
+    """Return what becomes of many sweeps of a page: as the paper prints its cells, else with gains of one margin."""
+    stream = np.random.default_rng(seed)
+    labels = asked_cells(page.questions)
+    cells = tuple(cell for cell in page.cells if cell.label in labels)
+    margins = {label: question.margin for question in page.questions for label in question.labels}
+    sample = world.draw(stream, len(cells), 20_000)
+    rows = {cell.label: row for cell, row in zip(cells, sample, strict=True)}
+    pairs = [question.labels for question in page.questions]
+    found = margin_of(world.fixed, [float(np.std(rows[ours] - rows[theirs])) for ours, theirs in pairs], world.folds)
+    noise = np.array([margins[cell.label] / found for cell in cells])
+    truths = {cell.label: 0.0 for cell in cells}
+    for question, gain in zip(page.questions, page.gains, strict=True):
+        truths[question.cell] = truths[question.versus] - (gain if is_printed else question.margin)
+    return _play(world, cells, page.questions, truths, noise, sweeps, stream)
+
+
+def _play(
+    world: World,
+    cells: tuple[Cell, ...],
+    questions: tuple[Question, ...],
+    truths: Mapping[str, float],
+    noise: Floats,
+    sweeps: int,
+    stream: np.random.Generator,
+) -> Line:
+    """Draw the errors of many sweeps, true error by label and own noise of so much, and decide their questions."""
+    most = world.folds or math.ceil(1.1 * world.fixed)
     protocol = Protocol(ablation=not world.folds, folds=world.folds, until=most)
-    trials = {cell.key: [_trial(cell, number, world.folds) for number in range(most)] for cell in CELLS}
+    trials = {cell.key: [_trial(cell, number, world.folds) for number in range(most)] for cell in cells}
+    gains = [truths[question.versus] - truths[question.cell] for question in questions]
+    level = np.array([[truths[cell.label]] for cell in cells])
     wrong = covered = better = equal = used = 0
     for _ in range(sweeps):
-        errors = world.draw(stream, 4, most)
-        errors[0] -= gain
+        errors = level + noise[:, None] * world.draw(stream, len(cells), most)
         results = {
             trial.key: {"metrics": {TOP1: float(error)}}
-            for cell, row in zip(CELLS, errors, strict=True)
+            for cell, row in zip(cells, errors, strict=True)
             for trial, error in zip(trials[cell.key], row, strict=True)
         }
-        outcome = waves(questions, CELLS, protocol.design, trials, results, ())
-        wrong += any(_is_wrong(trajectory.decision, gain, margin) for trajectory in outcome.trajectories)
-        covered += all(
-            look.low <= gain <= look.high for trajectory in outcome.trajectories for look in trajectory.looks
-        )
-        better += sum(trajectory.decision == "for" for trajectory in outcome.trajectories)
-        equal += sum(trajectory.decision == "equal" for trajectory in outcome.trajectories)
+        outcome = waves(questions, cells, protocol.design, trials, results, ())
+        asked = list(zip(outcome.trajectories, gains, questions, strict=True))
+        wrong += any(_is_wrong(path.decision, gain, question.margin) for path, gain, question in asked)
+        covered += all(look.low <= gain <= look.high for path, gain, _ in asked for look in path.looks)
+        better += sum(path.decision == "for" for path in outcome.trajectories)
+        equal += sum(path.decision == "equal" for path in outcome.trajectories)
         used += _trainings(outcome)
     return Line(
         100 * wrong / sweeps,
         100 * covered / sweeps,
-        100 * better / sweeps / 3,
-        100 * equal / sweeps / 3,
-        used / sweeps / (len(CELLS) * world.fixed),
+        100 * better / sweeps / len(questions),
+        100 * equal / sweeps / len(questions),
+        used / sweeps / (len(cells) * world.fixed),
     )
 
 
@@ -183,6 +263,27 @@ def _is_wrong(decision: str, gain: float, margin: float) -> bool:
     """Return whether a decision says what is not so."""
     close = abs(gain) < margin * (1 - 1e-9)
     return {"for": gain <= 0, "against": gain >= 0, "equal": not close}.get(decision, False)
+
+
+def print_pages(sweeps: int, seed: int, most: float) -> bool:
+    """Print the table of the paper's pages; return whether a promise is broken."""
+    print("\n| page | world | fixed pairs | wrong % | covered % | for % | equal % | trainings | power % at margin |")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    broken = False
+    for page in paper_pages():
+        shares = []
+        for world in worlds_of(page):
+            line = simulate_page(page, world, True, sweeps, seed)
+            power = simulate_page(page, world, False, sweeps, seed).better
+            broken |= line.wrong > most
+            shares.append(line.trainings)
+            print(
+                f"| {page.name} | {world.name} | {world.fixed} | {line.wrong:.1f} | {line.covered:.1f} | "
+                f"{line.better:.1f} | {line.equal:.1f} | {line.trainings:.2f} | {power:.1f} |",
+                flush=True,
+            )
+        print(f"| {page.name} | mean | | | | | | {np.mean(shares):.2f} | |", flush=True)
+    return broken
 
 
 def main() -> int:
@@ -207,6 +308,7 @@ def main() -> int:
                 flush=True,
             )
         print(f"| {world.name} | {world.fixed} | mean | | | | | {np.mean([line.trainings for line in lines]):.2f} |")
+    broken |= print_pages(options.sweeps, options.seed, most)
     print(f"\n{time.perf_counter() - began:.0f} s", file=sys.stderr)
     return int(broken)
 
