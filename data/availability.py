@@ -263,8 +263,7 @@ def missing_message(name: str, missing: list[Path], where: Path) -> str:
         known = held if folders else f"no {source}/train/*/"
     present = [path.name for split in SPLITS if (path := beton_path(name, split, where)).exists()]
     known = ", ".join(present) or known
-    option = ["--source", source or "IMAGENET_DIR"] if name.startswith("imagenet") else []
     return (
         f"{name} is not prepared: looked for {' and '.join(path.name for path in missing)} in {where}, found {known}. "
-        f"Run: {prepare_command(name, where, *option)}"
+        f"Run: {prepare_command(name, where)}"
     )

@@ -374,7 +374,9 @@ def fresh_command(sidecar: Sidecar, where: Path, origin: Path | None = None) -> 
 
 
 def prepare_command(name: str, where: Path, *options: str) -> str:
-    """Return the command that prepares a data set in a folder."""
+    """Return the command that prepares a data set in a folder; that of ImageNet names the folder of its originals."""
+    if name.startswith("imagenet") and "--source" not in options:
+        options = (*options, "--source", os.environ.get("IMAGENET_DIR") or "IMAGENET_DIR")
     return python_command("crelu_data", "prepare", name, *options, "--data-dir", str(where))
 
 

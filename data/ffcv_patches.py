@@ -29,7 +29,8 @@ def import_ffcv() -> None:
     """Import FFCV in 1 s instead of 6, without its side effects on this process; ValueError if it is not installed."""
     if not importlib.util.find_spec("ffcv"):
         raise ValueError(
-            'FFCV is not installed: pip install "crelu-sweeps[ffcv]", or use the reader "threads" and --writer native'
+            "FFCV is not installed: in the project's folder pip install '.[ffcv]'; or use the reader \"threads\" and "
+            "--writer native"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # distutils, pkg_resources

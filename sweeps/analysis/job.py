@@ -20,7 +20,7 @@ from sweeps.experiment.wording import count
 from sweeps.report.progress_bar import progress_bar
 from sweeps.results.analyses import STALE
 from sweeps.store.ledger import Json, Ledger
-from sweeps.store.logins import own_store, same_store, without_login
+from sweeps.store.logins import not_asked, own_store, same_store
 
 if TYPE_CHECKING:
     from sweeps.training.runtime import RuntimeConfig
@@ -291,8 +291,7 @@ def _track(ledger: Ledger, done: Sequence[tuple[Source, Json]], store: str, quie
             untracked += bool(source.trial)
             continue
         if not same_store(str(note.get("uri")), store):
-            name = without_login(str(note.get("uri")))
-            failure = f"the runs lie in {name}, which was not asked: --tracking-uri {name} says it is yours"
+            failure = not_asked(str(note.get("uri")))
             break
         try:
             sent += send(ledger, entry, store, str(note.get("run")))

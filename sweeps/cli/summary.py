@@ -21,7 +21,7 @@ from sweeps.experiment.plan import Plan
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count
 from sweeps.store.local_uris import reports_in
-from sweeps.tracking.verb_words import reconcile_words, words_of_store
+from sweeps.tracking.verb_words import reconcile_words, report_words
 
 if TYPE_CHECKING:
     from sweeps.report.build import Tracked
@@ -160,7 +160,8 @@ def _next_command(asked: Plan, settings: Settings, code: ExitCode, mend: str = "
         return f"next      {command.again('--retry-failed')}"
     if asked.given_up:
         label = next(iter(asked.given_up))
-        return f"next      {command.verb('explain', sweep.title, label, '--output', settings.output)}"
+        ends_options = ("--",) if label.startswith("-") else ()
+        return f"next      {command.verb('explain', '--output', settings.output, *ends_options, sweep.title, label)}"
     if code == ExitCode.UNTRACKED:
         return f"next      {mend}"
     if code != ExitCode.DONE:
@@ -181,7 +182,7 @@ def reconcile_command(sweep: Sweep, settings: Settings) -> str:
 
 def report_command(sweep: Sweep, settings: Settings) -> str:
     """Return the command that writes the report of a sweep anew and sends it to MLflow."""
-    return settings.command.verb(*words_of_store("report", sweep.title, settings.output, settings.tracking_uri))
+    return settings.command.verb(*report_words(sweep.title, settings.output, settings.tracking_uri))
 
 
 def _print_states(plan: Plan) -> None:
@@ -218,8 +219,7 @@ def _report(sweep: Sweep, settings: Settings) -> tuple[Document | None, str, Tra
     from sweeps.report import build
 
     if "://" in settings.output:
-        again = settings.command.verb("report", sweep.title, "--output", settings.output, "--to", "report")
-        return None, again, build.NOT_ASKED
+        return None, report_command(sweep, settings), build.NOT_ASKED
     try:
         written = build.make(
             settings.ledger,

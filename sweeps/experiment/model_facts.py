@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from crelu_data.datasets import DataSet, data_dir, prepare_command
+from crelu_data.datasets import DataSet, beton_path, data_dir, fresh_command, prepare_command, read_sidecar
 from crelu_models.model import Model
 from crelu_models.spec import Net
 from sweeps.experiment.trial import PHASES, Cell, Trial
@@ -88,14 +88,20 @@ def seen_by(net: Net | Model, facts: DataSet, where: Path | None = None) -> Data
     if not side:
         return facts
     if not facts.size <= 2 * side <= 2 * facts.size:
-        kind = facts.name.partition(":")[0]
-        options = ("--fresh", "--size", str(side))
-        other = f": {prepare_command(facts.name, where or data_dir(None), *options)}" if kind == "folder" else ""
+        other = f": {_at_side(facts.name, side, where or data_dir(None))}" if facts.name.startswith("folder:") else ""
         raise ValueError(
             f"{net.name} takes pictures of side {side}, and those of {facts.name} are stored at side {facts.size}; "
             f"give it a size from {-(-facts.size // 2)} to {facts.size}, or prepare other ones{other}"
         )
     return dataclasses.replace(facts, crop=side)
+
+
+def _at_side(name: str, side: int, where: Path) -> str:
+    """Return the command that prepares a folder's pictures at a side; where they are prepared, with the same split."""
+    path = beton_path(name, "train", where).with_suffix(".json")
+    if not path.exists():
+        return prepare_command(name, where, "--size", str(side))
+    return fresh_command(dataclasses.replace(read_sidecar(path), size=side), where)
 
 
 def check_models(cells: Iterable[Cell], facts: Mapping[str, DataSet], where: Path | None = None) -> None:

@@ -12,6 +12,7 @@ import argparse
 import base64
 import http.client
 import os
+import shlex
 import socket
 import stat
 import subprocess
@@ -104,7 +105,7 @@ def secrets() -> Iterator[str]:
             continue
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & 0o077:
-            yield f"{name} can be read by others (mode {mode:04o}): chmod 600 {name}"
+            yield f"{name} can be read by others (mode {mode:04o}): {shlex.join(['chmod', '600', str(path)])}"
         if name in SECRETS[:2] and len(path.read_text().strip()) < MIN_LENGTH:
             yield f"{name} holds less than {MIN_LENGTH} characters"
 

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, without_login
 
 PROJECT = "crelu-sweeps"
+ROOT = Path(__file__).resolve().parents[2]  # of a checkout, with the Makefile; the folder of the packages otherwise
 PACKAGES = ("crelu_data", "crelu_models", "sweeps")  # that pages import
 GIB = 2**30
 LEAST_MEMORY = 2 * GIB  # of the driver, Ray's processes and one small trial
@@ -103,7 +105,7 @@ def libraries(requirements: list[str] | None = None) -> Iterator[Finding]:
     try:
         texts = requirements if requirements is not None else importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("WRONG", "the project is not installed in this environment: make setup")
+        yield Finding("WRONG", f"the project is not installed in this environment: {setup_command()}")
         return
     needed = [requirement for text in texts if not (requirement := Requirement(text)).marker or "extra" not in text]
     serving = 0
@@ -111,15 +113,24 @@ def libraries(requirements: list[str] | None = None) -> Iterator[Finding]:
         try:
             installed = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("WRONG", f"{requirement.name} is not installed: make setup")
+            yield Finding("WRONG", f"{requirement.name} is not installed: {setup_command()}")
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
             wanted = f"{requirement.name}{requirement.specifier}"
-            yield Finding("WRONG", f"{requirement.name} is {installed}, and {wanted} is needed: make setup")
+            yield Finding("WRONG", f"{requirement.name} is {installed}, and {wanted} is needed: {setup_command()}")
             continue
         serving += 1
     if serving == len(needed):
         yield Finding("ok", f"all {serving} are installed, in versions that serve")
+
+
+def setup_command(*variables: str) -> str:
+    """Return the command that installs anew what the project needs; it runs in any folder.
+
+    Without -B make would do nothing: an environment that was complete once counts as complete.
+    """
+    is_elsewhere = (ROOT / "Makefile").exists() and Path.cwd() != ROOT
+    return shlex.join(["make", *(["-C", str(ROOT)] if is_elsewhere else []), "-B", "setup", *variables])
 
 
 class TorchFacts(NamedTuple):
@@ -162,7 +173,7 @@ def driver_gpus() -> tuple[str, ...] | None:
 def torch_and_gpus(facts: TorchFacts, listed: tuple[str, ...] | None) -> Iterator[Finding]:
     """Yield whether PyTorch loads, and whether it uses the GPUs that the driver lists."""
     if facts.error:
-        yield Finding("WRONG", f"PyTorch does not load: {facts.error}: make setup")
+        yield Finding("WRONG", f"PyTorch does not load: {facts.error}: {setup_command()}")
         return
     built = f"PyTorch {facts.version}, built for {f'CUDA {facts.cuda}' if facts.cuda else 'the CPU alone'}"
     if facts.gpus:
@@ -171,7 +182,8 @@ def torch_and_gpus(facts: TorchFacts, listed: tuple[str, ...] | None) -> Iterato
             yield Finding("ok", f"{built}: {gpu}")
         return
     if listed and not facts.cuda:
-        yield Finding("WRONG", f"{built}, beside {listed[0]}: make setup installs the one that uses the GPU")
+        remedy = f"{setup_command('CPU=')} installs the one that uses the GPU"
+        yield Finding("WRONG", f"{built}, beside {listed[0]}: {remedy}")
     elif listed:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         if hidden in ("", "-1"):

@@ -15,6 +15,7 @@ import argparse
 import ipaddress
 import os
 import secrets
+import shlex
 import stat
 import sys
 from contextlib import suppress
@@ -140,7 +141,8 @@ def password(options: argparse.Namespace) -> str:
         path = Path(options.password_file).expanduser()
         where, mode = str(path), path.stat().st_mode
         if not stat.S_ISREG(mode) or mode & 0o077:
-            raise ValueError(f"{path} can be read by others (mode {mode & 0o777:04o}): chmod 600 {path}")
+            close = shlex.join(["chmod", "600", str(path)])
+            raise ValueError(f"{path} can be read by others (mode {mode & 0o777:04o}): {close}")
         secret = path.read_text(encoding="utf-8").strip("\r\n")
     else:
         where, secret = f"${PASSWORD}", os.environ.get(PASSWORD, "")

@@ -47,7 +47,7 @@ from sweeps.store.foreign import printable
 from sweeps.store.lease import Drivers
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import reports_in, sqlite_file
-from sweeps.store.logins import own_store, same_store, without_login
+from sweeps.store.logins import not_asked, own_store, same_store
 from sweeps.tracking.layout import Owner, table_address
 from sweeps.tracking.store_errors import trouble
 from sweeps.tracking.verb_words import reconcile_words
@@ -216,8 +216,7 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
     lacks = False
     for uri, experiment in stores:
         if not same_store(uri, store):
-            name = without_login(uri)
-            sentences.append(f"the runs lie in {name}, which was not asked: --tracking-uri {name} says it is yours")
+            sentences.append(not_asked(uri))
             continue
         if not _answers(store):
             sentences.append(f"{store} is not there: its runs are without this report; the same command sends it")

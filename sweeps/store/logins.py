@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import MutableMapping
 from typing import Final
 from urllib.parse import unquote
@@ -76,6 +77,12 @@ def own_store(flag: str | None, output: str, environment: MutableMapping[str, st
 def same_store(uri: str, other: str) -> bool:
     """Tell whether two addresses are of one store: with or without a login, or a slash at the end."""
     return without_login(uri).rstrip("/") == without_login(other).rstrip("/")
+
+
+def not_asked(uri: str) -> str:
+    """Return that the runs lie in a store which the user has not named, and the option that names it."""
+    name = without_login(uri)
+    return f"the runs lie in {name}, which was not asked: --tracking-uri {shlex.quote(name)} says it is yours"
 
 
 def _without_options(uri: str) -> str:

@@ -41,6 +41,7 @@ from sweeps.tracking.mlflow_client import (
     set_numbers,
 )
 from sweeps.tracking.run_index import FINAL, RunIndex
+from sweeps.tracking.verb_words import report_words
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,10 +140,10 @@ class CellRuns:
 
     def _provisional_note(self, done: int, planned: int) -> str:
         """Return the note of a cell that no report has seen as it is now."""
-        title = shlex.quote(self.index.sweep.title)
+        words = report_words(self.index.sweep.title, self.index.ledger.output, self.index.store.uri)
         return (
             f"In these numbers: {done} of {count(planned, 'training')} planned so far. The row of the table and the "
-            f"report follow at the end of the sweep, or by `python -m sweeps report {title}`."
+            f"report follow at the end of the sweep, or by `{shlex.join(['python', '-m', 'sweeps', *words])}`."
         )
 
 

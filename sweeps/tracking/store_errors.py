@@ -20,7 +20,7 @@ LASTING: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "out-of-date database schema|Can't locate revision",
         "its tables are of another version of MLflow",
-        "use that version; or, where it is the older one, back up and run `mlflow db upgrade`",
+        "use that version; or, where it is the older one, back up and run `mlflow db upgrade URI`",
     ),
     (
         "file is not a database|disk image is malformed",

@@ -18,6 +18,14 @@ def words_of_store(verb: str, title: str, output: str, uri: str) -> list[str]:
     return [*words, "--tracking-uri", uri]
 
 
+def report_words(title: str, output: str, uri: str) -> list[str]:
+    """Return the words of report, which writes it and sends it to the MLflow store at `uri`.
+
+    That of an output which is no folder is written into the folder where the command runs.
+    """
+    return [*words_of_store("report", title, output, uri), *(["--to", "report"] if "://" in output else [])]
+
+
 def reconcile_words(title: str, output: str, uri: str, experiment: str) -> list[str]:
     """Return the words of reconcile, which sends the runs of a sweep to an experiment of the store at `uri`.
 

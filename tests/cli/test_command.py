@@ -46,7 +46,7 @@ def test_next_of_a_cell_that_nothing_tries_again_explains_it() -> None:
     sweep = Sweep("cifar_width", "mini", (BASELINE,))
     lost = Plan(sweep, (), rates={BASELINE.key: None}, given_up={BASELINE.label: "it trains at none of the rates"})
     said = summary._next_command(lost, settings(*GIVEN), ExitCode.FAILED)
-    assert said == "next      .venv/bin/python -m sweeps explain cifar_width-mini Baseline --output '/my out'"
+    assert said == "next      .venv/bin/python -m sweeps explain --output '/my out' cifar_width-mini Baseline"
     assert lost.remedy(BASELINE.label).startswith("--set recipe.lr=RATE")
     skipped = dataclasses.replace(lost, rates={}, statuses=(TrialStatus(Trial(BASELINE), "skipped", None),))
     assert summary._next_command(skipped, settings(*GIVEN), ExitCode.FAILED).endswith(" --retry-failed")

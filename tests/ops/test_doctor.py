@@ -113,7 +113,7 @@ def test_secret_that_others_read_is_found(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / ".ray" / "mlflow_password").write_text("0" * 64)
     (tmp_path / ".ray" / "auth_token").chmod(0o644)  # as Ray itself writes it
     assert list(doctor.secrets()) == [
-        "~/.ray/auth_token can be read by others (mode 0644): chmod 600 ~/.ray/auth_token"
+        f"~/.ray/auth_token can be read by others (mode 0644): chmod 600 {tmp_path}/.ray/auth_token"
     ]
 
 

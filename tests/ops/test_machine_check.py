@@ -51,7 +51,7 @@ def said(findings: object) -> tuple[str, str]:
     [
         (TorchFacts("", "", (), "ImportError: libcudart.so.13"), None, "WRONG", "PyTorch does not load: ImportError: "),
         (CPU_BUILD, None, "note", "built for the CPU alone; no GPU here"),
-        (CPU_BUILD, CARD, "WRONG", "the CPU alone, beside NVIDIA H100, 81559 MiB, 580.1: make setup"),
+        (CPU_BUILD, CARD, "WRONG", "the CPU alone, beside NVIDIA H100, 81559 MiB, 580.1: make -B setup CPU= installs"),
         (CUDA_BUILD, CARD, "WRONG", "does not see NVIDIA H100, 81559 MiB, 580.1: the driver must be of CUDA 13.0"),
         (CUDA_BUILD, (), "WRONG", "nvidia-smi lists no GPU"),
         (SEEN, CARD, "ok", "built for CUDA 13.0: NVIDIA H100, 81559 MiB"),
@@ -77,8 +77,8 @@ def test_libraries_of_another_version_and_missing_ones_are_named() -> None:
     wanted = ["numpy>=99", "nosuchlibrary>=1", "pytest>=1", 'nothere>=1; extra == "serve"']
     numpy, missing = libraries(wanted)
     assert numpy.state == missing.state == "WRONG"
-    assert numpy.sentence.endswith("and numpy>=99 is needed: make setup")
-    assert missing.sentence == "nosuchlibrary is not installed: make setup"
+    assert numpy.sentence.endswith("and numpy>=99 is needed: make -B setup")
+    assert missing.sentence == "nosuchlibrary is not installed: make -B setup"
     assert said(libraries(wanted[2:])) == ("ok", "all 1 are installed, in versions that serve")
     assert said(libraries())[0] == "ok"
 
