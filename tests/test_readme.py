@@ -1,9 +1,11 @@
 """README and the guide tell the truth: commands parse, links and pictures exist, the example page is a sweep."""
 
+import ast
 import importlib.util
+import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -62,12 +64,48 @@ def _ours(line: str) -> Iterator[str]:
         yield line
 
 
-COMMANDS = sorted({(named(path), line) for path in DOCUMENTS for line in commands(path)})
+def shown(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the commands that stand in lines of their own, with what they do some spaces behind."""
+    for line in lines:
+        if line.startswith("    "):
+            yield from _ours(re.split(r" {2,}", line.strip())[0])
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/cluster.md", "docs/figures.md", "docs/first-sweep.md"])
+def of_help(path: Path) -> Iterator[str]:
+    """Yield the commands in the docstring of a module: --help prints those of a page, an analysis and a verb."""
+    return shown((ast.get_docstring(ast.parse(path.read_text())) or "").splitlines())
+
+
+def of_notebook(path: Path) -> Iterator[str]:
+    """Yield the commands in the texts and cells of a notebook."""
+    cells = json.loads(path.read_text())["cells"]
+    return shown(line.rstrip("\n") for cell in cells for line in cell["source"])
+
+
+MORE = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+COMMANDS = sorted({(named(path), line) for path in (*DOCUMENTS, *MORE) for line in commands(path)})
+COMMANDS += [(named(path), line) for path in sorted(ROOT.glob("sweeps/**/*.py")) for line in of_help(path)]
+COMMANDS += [(named(path), line) for path in sorted(ROOT.glob("notebooks/*.ipynb")) for line in of_notebook(path)]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "README.md",
+        "docs/cluster.md",
+        "docs/figures.md",
+        "docs/first-sweep.md",
+        "CONTRIBUTING.md",
+        "sweeps/report/build.py",
+    ],
+)
 def test_document_has_commands_to_check(document: str) -> None:
     assert sum(document == name for name, _ in COMMANDS) >= 5
+
+
+def test_commands_of_help_and_notebooks_are_checked() -> None:
+    assert ("sweeps/full_grid.py", "python -m sweeps.full_grid --dry-run --only 'allconv*'") in COMMANDS
+    assert ("notebooks/02_filters.ipynb", "python -m sweeps.analysis.pairing --sweep NAME") in COMMANDS
 
 
 def test_command_behind_ray_exec_is_checked() -> None:
@@ -86,7 +124,7 @@ def test_every_command_parses() -> None:
 
 def check(command: str) -> None:
     """Raise where a command names what is not there, or says to a parser of ours what it does not know."""
-    words = shlex.split(command)
+    words = [word for word in shlex.split(command) if word != "-B"]
     program = words[0].removeprefix(".venv/bin/")
     if program == "make":
         # A target, or a variable with its value: CPU=1.
@@ -117,7 +155,7 @@ def _parse(module: str, arguments: list[str]) -> None:
     elif module.startswith("sweeps.analysis."):
         import_module(module).arguments().parse_args(arguments)
     elif module == "pytest":
-        assert arguments == ["-m", "gpu"]
+        assert arguments == ["-m", "gpu"] or all((ROOT / path.partition("::")[0]).exists() for path in arguments)
     elif module.startswith("benchmarks."):
         assert importlib.util.find_spec(module)
     else:
