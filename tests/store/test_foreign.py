@@ -12,7 +12,7 @@ from sweeps.store.foreign import known_analysis_files, printable, relative
 from sweeps.store.lease import _parsed
 from sweeps.store.lease_file import Content
 from sweeps.store.ledger import Ledger, checksum
-from sweeps.store.logins import has_password, own_store, same_store, take_login, without_login
+from sweeps.store.logins import has_password, not_asked, own_store, same_store, take_login, without_login
 
 OUTSIDE = ["/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/.", "..", "a\\..\\b", "a\nb", "a\x1b[2Jb", "a/"]
 
@@ -231,3 +231,8 @@ def test_an_at_in_a_path_is_no_login(tmp_path: Path) -> None:
     for place in (f"{tmp_path}/a:b@c", f"file://{tmp_path}/a:b@c"):
         _, path = open_filesystem(place)
         assert path == f"{tmp_path}/a:b@c"
+
+
+def test_option_that_names_a_store_is_quoted_for_a_shell() -> None:
+    uri = "sqlite:////my out/mlflow.db"
+    assert not_asked(uri).endswith(f": --tracking-uri '{uri}' says it is yours")
