@@ -28,9 +28,7 @@ def measure(model: Model, classes: int, size: int) -> tuple[int, int, int]:
     ValueError where it cannot be built, or gives no scores (n, classes) for pictures (n, 3, size, size).
     """
     module = build_model(model, classes, 0)
-    parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
-    if not parameters:
-        raise ValueError(f"{model.factory} has no parameter that learns")
+    parameters = _learned(model, module)
     for name, value in module.state_dict().items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{model.factory} keeps a {type(value).__name__} in its state as {name}, not a tensor")
@@ -46,6 +44,27 @@ def measure(model: Model, classes: int, size: int) -> tuple[int, int, int]:
             shape = f"({PICTURES}, 3, {size}, {size})"
             raise ValueError(f"{model.factory} fails on pictures {shape}: {error_text(error)}") from error
     return parameters, operations // 2 // PICTURES, maps // PICTURES
+
+
+def count(model: Model, classes: int) -> int:
+    """Return the parameters of a model, without memory for them where it can be built so.
+
+    ValueError where it cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            module = build_model(model, classes, 0)
+    except ValueError:
+        module = build_model(model, classes, 0)
+    return _learned(model, module)
+
+
+def _learned(model: Model, module: nn.Module) -> int:
+    """Return how many parameters of a module learn; ValueError for none."""
+    parameters = sum(value.numel() for value in module.parameters() if value.requires_grad)
+    if not parameters:
+        raise ValueError(f"{model.factory} has no parameter that learns")
+    return parameters
 
 
 class _WrongScoresError(Exception):
@@ -83,7 +102,8 @@ def _check(scores: object, classes: int, when: str) -> None:
 
 def _answer(request: dict[str, Any]) -> tuple[int, int, int] | str:
     try:
-        return measure(Model.from_json(request["model"]), request["classes"], request["size"])
+        model, classes, size = Model.from_json(request["model"]), request["classes"], request["size"]
+        return measure(model, classes, size) if size else (count(model, classes), 0, 0)
     except ValueError as error:
         return str(error)
 

@@ -21,11 +21,12 @@ from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.execution.cluster_address import check_cluster
 from sweeps.execution.resources import check_rank_batches, resolve_resources
-from sweeps.experiment.model_facts import check_models, seen_by, user_names
+from sweeps.experiment.model_facts import check_models, counted_parameters, seen_by, user_names
 from sweeps.experiment.plan import Plan, TrialStatus, plan, plan_to_json, state_heads
 from sweeps.experiment.profiles import EMBEDDED
 from sweeps.experiment.questions.expected_cost import expected_costs
 from sweeps.experiment.questions.question import asked_cells
+from sweeps.experiment.space import searched_models
 from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.sweep import Sweep, sweep_from_json
 from sweeps.experiment.trial import Trial
@@ -38,8 +39,8 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
 
     Then say why the run would be refused, if it would.
     """
-    sweep = with_classes(sweep, settings)
-    asked = with_classes(asked, settings)
+    sweep = with_counts(sweep, settings)
+    asked = with_counts(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     declared = plan(sweep, settings.ledger, fingerprints)
     today = plan(asked, settings.ledger, fingerprints)
@@ -57,23 +58,34 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     return ExitCode.USAGE if reason else ExitCode.DONE
 
 
-def with_classes(sweep: Sweep, settings: Settings) -> Sweep:
-    """Return the sweep with the number of classes of each data set in its search, if that limits parameters.
+def with_counts(sweep: Sweep, settings: Settings) -> Sweep:
+    """Return the sweep with what its search needs to count parameters, if it limits them.
 
-    The number comes from the pictures that are here or will be prepared, else from the plan of the last run. It is
-    stored in the plan, so that a command without the pictures refuses the same suggestions as the driver.
+    That is the number of classes of each data set, and the parameters of each model that may be chosen. They come from
+    the pictures that are here or will be prepared and from the models' code, else from the plan of the last run. They
+    are stored in the plan: a command without pictures and code refuses the same suggestions as the driver. A model that
+    cannot be built has no count; that of a cell is refused later, with its reason.
     """
     search = sweep.protocol.search
     if search is None or "parameters" not in search.limits_by_name:
         return sweep
     classes: dict[str, int] = {}
+    counts: dict[str, int] = {}
     with suppress(ValueError):  # what is no plan has noted none
         last = sweep_from_json(settings.ledger.read_json(f"plans/{sweep.title}.json")).protocol.search
         classes |= dict(last.classes if last is not None else ())
+        counts |= last.noted_counts if last is not None else {}
     for name in sweep.datasets:
         with suppress(ValueError, OSError):
             classes[name] = availability.expected_pictures(name, settings.data_dir)[0].classes
-    counted = dataclasses.replace(search, classes=tuple(classes.items()))
+    models = [
+        (model, classes[cell.dataset])
+        for cell in sweep.cells
+        if isinstance(cell.net, Model) and cell.dataset in classes
+        for model in searched_models(cell.net, search.axes)
+    ]
+    counts |= counted_parameters(models)
+    counted = dataclasses.replace(search, classes=tuple(classes.items()), counts=tuple(counts.items()))
     return dataclasses.replace(sweep, protocol=dataclasses.replace(sweep.protocol, search=counted))
 
 

@@ -27,7 +27,7 @@ from sweeps.cli.dry_run import (
     to_forget,
     trained_now,
     unwritable_output,
-    with_classes,
+    with_counts,
 )
 from sweeps.cli.forecast import Forecast, compare, note_price, report_cost
 from sweeps.cli.notify import Notifier
@@ -104,8 +104,8 @@ def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: N
     if settings.display.banner:
         tell(settings.display.banner)
     facts = _ensure_datasets(asked, settings)
-    sweep = with_classes(sweep, settings)
-    asked = with_classes(asked, settings)
+    sweep = with_counts(sweep, settings)
+    asked = with_counts(asked, settings)
     fingerprints = availability.fingerprints(sweep.datasets, settings.data_dir)
     try:
         with Lease(settings.ledger, sweep.title, tell, _interrupt if settings.hosted else _end_at_once) as lease:

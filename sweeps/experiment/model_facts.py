@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from crelu_data.datasets import DataSet, beton_path, data_dir, fresh_command, prepare_command, read_sidecar
 from crelu_models.model import Model
 from crelu_models.spec import Net
-from sweeps.experiment.trial import PHASES, Cell, Trial
+from sweeps.experiment.trial import PHASES, Cell, Trial, model_key
 from sweeps.store.ledger import Json
 
 TIMEOUT: Final = 600.0  # seconds in which the models of a page are built, on a busy machine too
@@ -31,7 +31,8 @@ class NetFacts(NamedTuple):
     maps: int
 
 
-Request = tuple[Model, int, int]  # a model, the number of classes, the side of the pictures
+# A model, the number of classes, the side of the pictures: 0 where only the parameters are asked for.
+Request = tuple[Model, int, int]
 
 
 def net_facts(net: Net | Model, classes: int, size: int) -> NetFacts:
@@ -120,6 +121,16 @@ def check_models(cells: Iterable[Cell], facts: Mapping[str, DataSet], where: Pat
     for label, measured in zip(labels.values(), measure(list(labels)), strict=True):
         if isinstance(measured, str):
             raise ValueError(f"{label}: {measured}")
+
+
+def counted_parameters(models: Sequence[tuple[Model, int]]) -> dict[str, int]:
+    """Return the parameters of models for so many classes, by `model_key`, without those that cannot be built."""
+    measured = measure([(model, classes, 0) for model, classes in models])
+    return {
+        model_key(model, classes): facts.parameters
+        for (model, classes), facts in zip(models, measured, strict=True)
+        if not isinstance(facts, str)
+    }
 
 
 def measure(requests: Sequence[Request]) -> list[NetFacts | str]:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import index
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ class Search:
     folds of a suggestion that is worse than the best one by Wilcoxon's signed-rank test (p < 0.1) on those so far.
     `halving` takes its place: trials pause at rungs, the first after `rung` epochs (0: two rungs before the last
     epoch), and one in `halving` goes on to the next. `limits` on parameters and seconds are kept by the winner; the
-    command that trains notes the `classes` of its data sets, by which parameters are counted, and no page names them.
+    command that trains notes the `classes` of its data sets, by which parameters are counted, and the `counts` of all
+    models that may be chosen, by `model_key`. No page names them.
     """
 
     trials: int = 20
@@ -60,6 +62,7 @@ class Search:
     rung: int = 0
     limits: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
     classes: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    counts: tuple[tuple[str, int], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Raise ValueError for a search that cannot be."""
@@ -121,6 +124,11 @@ class Search:
         """Return the limits by name."""
         return dict(self.limits)
 
+    @cached_property
+    def noted_counts(self) -> dict[str, int]:
+        """Return the parameters of models by `model_key`, as the command that trains has noted them."""
+        return dict(self.counts)
+
 
 def search_to_json(search: Search) -> Json:
     """Return a search as JSON."""
@@ -129,16 +137,21 @@ def search_to_json(search: Search) -> Json:
         "space": space,
         "limits": [list(pair) for pair in search.limits_by_name.items()],
     }
-    del content["classes"]
-    return content | ({"classes": dict(search.classes)} if search.classes else {})
+    noted = {"classes": dict(search.classes), "counts": dict(search.counts)}
+    return {name: part for name, part in content.items() if name not in noted} | {
+        name: part for name, part in noted.items() if part
+    }
 
 
 def search_from_json(value: Json) -> Search:
     """Return the search that `search_to_json` wrote; KeyError, TypeError or ValueError for any other value."""
     space = [axis_from_json(part) if isinstance(part, dict) else Dimension(*part) for part in value["space"]]
     limits = tuple((str(name), float(most)) for name, most in value.get("limits", ()))  # older plans lack it
-    classes = tuple((str(name), index(number)) for name, number in dict(value.get("classes", {})).items())
-    return Search(**(dict(value) | {"space": tuple(space), "limits": limits, "classes": classes}))
+    noted = {
+        field: tuple((str(name), index(number)) for name, number in dict(value.get(field, {})).items())
+        for field in ("classes", "counts")
+    }
+    return Search(**(dict(value) | {"space": tuple(space), "limits": limits} | noted))
 
 
 class Goal(NamedTuple):

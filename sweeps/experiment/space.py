@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ Choices = tuple[tuple[str, Value], ...]
 DIGITS = 4  # of a number that is not drawn in steps: a rate that can be typed again
 MODEL = "model."  # before an argument of a model
 DROPOUT = "net.dropout."  # before the layer of a dropout rate
+MOST_MODELS = 256  # whose parameters are counted before a search with a limit on them
 UNSEARCHED = ("name", "stages")  # fields of a recipe that are no single value
 
 
@@ -169,11 +171,16 @@ def chosen_recipe(recipe: Recipe, choices: Choices) -> Recipe:
     return dataclasses.replace(recipe, **fields) if fields else recipe
 
 
+def chosen_model(model: Model, choices: Choices) -> Model:
+    """Return a model with the choices that are called model.ARGUMENT."""
+    arguments = {name.removeprefix(MODEL): value for name, value in choices if name.startswith(MODEL)}
+    return model.with_arguments(**arguments) if arguments else model
+
+
 def chosen_net(net: Net | Model, choices: Choices) -> Net | Model:
     """Return a net with the choices that are called net.width and net.dropout.LAYER, a model with model.ARGUMENT."""
     if isinstance(net, Model):
-        arguments = {name.removeprefix(MODEL): value for name, value in choices if name.startswith(MODEL)}
-        return net.with_arguments(**arguments) if arguments else net
+        return chosen_model(net, choices)
     for name, value in choices:
         if name == "net.width":
             net = net.width(float(value))
@@ -206,6 +213,29 @@ def widths(axes: Iterable[Axis]) -> tuple[float, ...]:
                 values = (*domain.ends(), 1.0) if domain.holds(1.0) else domain.ends()
             return tuple(float(value) for value in values)
     return (1.0,)
+
+
+def check_countable(axes: Iterable[Axis]) -> None:
+    """Raise ValueError where a search may choose too many models for each one's parameters to be counted before."""
+    numbers = {name: len(domain.values()) for name, domain in axes if name.startswith(MODEL)}
+    reason = "a limit on parameters needs those of each model that may be chosen"
+    for name, number in numbers.items():
+        if not number:
+            raise ValueError(f"{reason}: give {name} a step")
+    if math.prod(numbers.values()) > MOST_MODELS:
+        raise ValueError(
+            f"{reason}, here of {math.prod(numbers.values()):,} ones, and counts {MOST_MODELS} at most: give "
+            f"{' and '.join(numbers)} fewer values"
+        )
+
+
+def searched_models(model: Model, axes: Iterable[Axis]) -> list[Model]:
+    """Return a model, and then each one that a search over these dimensions may make of it."""
+    searched = [axis for axis in axes if axis.name.startswith(MODEL)]
+    own = {f"{MODEL}{name}": value for name, value in model.arguments.items()}
+    options = ([(name, typed(name, value, own)) for value in domain.values()] for name, domain in searched)
+    models = [chosen_model(model, choices) for choices in itertools.product(*options)]
+    return list(dict.fromkeys([model, *models]))
 
 
 def choosable(net: Net | Model, recipe: Recipe) -> dict[str, Value]:

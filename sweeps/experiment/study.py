@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from crelu_models.model import Model
 from crelu_models.spec import Net
 from sweeps.experiment.halving import Bracket, rungs
 from sweeps.experiment.metrics import PERCENT, Metric, has_diverged, rounded
@@ -37,7 +38,7 @@ from sweeps.experiment.space import (
     choosable,
     typed,
 )
-from sweeps.experiment.trial import Cell, Rates, Trial
+from sweeps.experiment.trial import Cell, Rates, Trial, model_key
 from sweeps.store.ledger import Json
 
 WARM_UP = 4  # finished trials, and epochs of a trial, before anything is pruned
@@ -236,10 +237,16 @@ def _excess_before(search: Search, trial: Trial) -> tuple[tuple[str, float], ...
     net = trial.net
     _ = trial.recipe  # raises ValueError for values that no recipe can have
     most = search.limits_by_name.get("parameters")
-    classes = 0 if most is None else _classes(search, trial.cell.dataset)
-    if most is None or not classes or not isinstance(net, Net):
-        return ()
-    return (("parameters", net.parameters(classes) - most),)
+    count = None if most is None else _parameters(search, net, trial.cell.dataset)
+    return () if most is None or count is None else (("parameters", count - most),)
+
+
+def _parameters(search: Search, net: Net | Model, name: str) -> int | None:
+    """Return the parameters of a net on a data set; of a model as the search notes them, None where it does not."""
+    classes = _classes(search, name)
+    if not classes:
+        return None
+    return net.parameters(classes) if isinstance(net, Net) else search.noted_counts.get(model_key(net, classes))
 
 
 def _classes(search: Search, name: str) -> int:
@@ -258,10 +265,10 @@ def _classes(search: Search, name: str) -> int:
 
 def _excess(search: Search, trial: Trial, known: _Known) -> tuple[tuple[str, float], ...]:
     """Return by how much a trial exceeds each limit, as far as is known."""
-    result = known.results.get(trial.key)
-    most = search.limits_by_name.get("seconds")
-    of_time = (("seconds", float(result["seconds"]) - most),) if result is not None and most is not None else ()
-    return (*_excess_before(search, trial), *of_time)
+    before = _excess_before(search, trial)
+    measured = {name: most for name, most in search.limits_by_name.items() if name not in dict(before)}
+    result = known.results.get(trial.key) or {}
+    return (*before, *((name, float(result[name]) - most) for name, most in measured.items() if name in result))
 
 
 def _over_folds(search: Search, number: int, first: Trial, rival: Suggestion | None, known: _Known) -> Suggestion:

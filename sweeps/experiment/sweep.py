@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from crelu_models.model import Model
-from crelu_models.spec import Net
 from sweeps.experiment.metrics import Metric
 from sweeps.experiment.profiles import names_paper
 from sweeps.experiment.questions.question import Question, asked_cells, check_questions, questions_from_json
 from sweeps.experiment.questions.waves import Design
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search, chosen_names, search_from_json
-from sweeps.experiment.space import MODEL, check_axis, choosable, widths
+from sweeps.experiment.space import MODEL, check_axis, check_countable, choosable, widths
 from sweeps.experiment.trial import Cell, cell_from_json, shared_key
 from sweeps.experiment.wording import count, unknown_name
 from sweeps.store.foreign import SWEEP_TITLE
@@ -195,11 +194,6 @@ def check_name(name: str) -> None:
 def check_space(search: Search, cell: Cell) -> None:
     """Raise ValueError where a cell has no setting of a searched name, or cannot have the values at its ends."""
     known = choosable(cell.net, cell.recipe)
-    if "parameters" in search.limits_by_name and not isinstance(cell.net, Net):
-        raise ValueError(
-            f"the cell {cell.label!r} has a model, whose parameters no search can limit: leave that limit out; "
-            f"'seconds' may stay"
-        )
     for axis in search.axes:
         if axis.name not in known and axis.name.startswith(MODEL) and isinstance(cell.net, Model):
             argument = axis.name.removeprefix(MODEL)
@@ -213,6 +207,8 @@ def check_space(search: Search, cell: Cell) -> None:
             check_axis(axis, cell.net, cell.recipe)
         except ValueError as error:
             raise ValueError(f"the search of the cell {cell.label!r}: {error}") from None
+    if "parameters" in search.limits_by_name and isinstance(cell.net, Model):
+        check_countable(search.axes)
 
 
 def check_apart(sweep: Sweep) -> None:

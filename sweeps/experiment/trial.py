@@ -225,6 +225,11 @@ def shared_key(cell: Cell, names: Collection[str], width: float = 1.0) -> str:
     return _hash([*unchosen(net, cell.recipe, names), cell.dataset, cell.decoder, cell.task_content])
 
 
+def model_key(model: Model, classes: int) -> str:
+    """Return the hash of a model for so many classes, which together decide its number of parameters."""
+    return _hash([model.to_json(), classes])
+
+
 def cell_to_json(cell: Cell) -> Json:
     """Return the cell as JSON, with its names for people."""
     decoder = {"decoder": cell.decoder} if cell.decoder else {}

@@ -17,7 +17,7 @@ from crelu_models.tables import S2
 from sweeps.cifar_width import CELLS, QUESTIONS
 from sweeps.cli import run
 from sweeps.cli.command import Command
-from sweeps.cli.dry_run import absent_pictures, dry_run, pictures_text, question_costs, with_classes
+from sweeps.cli.dry_run import absent_pictures, dry_run, pictures_text, question_costs, with_counts
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, absolute_dataset, asked_part, changed_protocol, declare, settle
 from sweeps.experiment.metrics import TOP1
@@ -25,6 +25,7 @@ from sweeps.experiment.plan import Plan, current_plan, expand, plan, plan_to_jso
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
+from sweeps.experiment.space import Int
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.results.cell_numbers import printed_gains
@@ -308,13 +309,53 @@ def test_limit_on_parameters_is_by_the_pictures_here_then_by_what_the_last_run_h
     shown = dataclasses.replace(settings, display=dataclasses.replace(settings.display, json=True))
     dry_run(sweep, sweep, shown)
     assert json.loads(capsys.readouterr().out)["protocol"]["search"]["classes"] == {name: 2}
-    counted = with_classes(sweep, settings)
+    counted = with_counts(sweep, settings)
     assert classes_of(counted) == {name: 2}
     shutil.rmtree(tmp_path / "pics")
-    assert classes_of(with_classes(sweep, settings)) == {}
+    assert classes_of(with_counts(sweep, settings)) == {}
     settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(Plan(counted, ())))
-    assert classes_of(with_classes(sweep, settings)) == {name: 2}
+    assert classes_of(with_counts(sweep, settings)) == {name: 2}
     assert classes_of(current_plan(settings.ledger, sweep.title).sweep) == {name: 2}
+
+
+NETS = """from torch import nn
+
+def deep(num_classes, depth):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), *[nn.Linear(3, 3) for _ in range(depth)],
+                         nn.Linear(3, num_classes))
+"""
+
+
+def test_limit_on_parameters_of_a_model_is_by_its_code_then_by_what_the_last_run_has_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "limited_nets.py").write_text(NETS)
+    cell = Cell("deep", Model("limited_nets:deep", depth=3), SMALL, dataclasses.replace(ALLCONV, init="own"))
+    space = {"model.depth": Int(1, 3)}
+    protocol = Protocol(search=Search(2, "grid", space=space, limits={"parameters": 35}))
+    options = parser("limits", "").parse_args(["--profile", "paper", "--output", str(tmp_path / "out")])
+    settings = settle((cell,), options)
+    sweep = declare("limits", (cell,), protocol, options, settings)
+    counted = with_counts(sweep, settings)
+    assert sorted(noted_counts(counted).values()) == [20, 32, 44]
+    assert dry_run(sweep, sweep, settings) == ExitCode.DONE
+    settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(Plan(counted, ())))
+    (tmp_path / "limited_nets.py").write_text("import no_such_module\n")
+    anew: dict[object, object] = {}  # as a process that begins
+    monkeypatch.setattr("sweeps.experiment.model_facts._known", lambda: anew)
+    assert noted_counts(with_counts(sweep, settings)) == noted_counts(counted)
+    assert dry_run(sweep, sweep, settings) == ExitCode.USAGE
+    error = "limited_nets does not import: ModuleNotFoundError: No module named 'no_such_module'"
+    assert error in capsys.readouterr().err
+    depths = {dict(trial.choices)["model.depth"] for trial in current_plan(settings.ledger, sweep.title).to_do}
+    assert depths == {1, 2}  # without the code too, and the cell's own depth of 3 is too large
+
+
+def noted_counts(sweep: Sweep) -> dict[str, int]:
+    search = sweep.protocol.search
+    assert search is not None
+    return search.noted_counts
 
 
 def test_run_notes_the_classes_before_its_first_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,15 @@ from sweeps.experiment.model_facts import (
     NetFacts,
     cell_parameters,
     check_models,
+    counted_parameters,
     known_parameters,
+    measure,
     net_facts,
     user_names,
 )
 from sweeps.experiment.plan import stale
 from sweeps.experiment.recipe import ALLCONV
-from sweeps.experiment.trial import Cell, Trial, trial_from_json
+from sweeps.experiment.trial import Cell, Trial, model_key, trial_from_json
 
 USERS = "tests.support.user_models"
 OWN = dataclasses.replace(ALLCONV, init="own")
@@ -89,6 +91,18 @@ def test_facts_come_from_a_process_of_their_own() -> None:
     assert "fails: SystemExit: 4" in done.stdout
     assert "not scores of shape (2, 5)" in done.stdout
     assert done.stdout.rstrip().endswith("False")
+
+
+def test_parameters_of_models_are_counted_without_pictures_and_without_their_memory() -> None:
+    """A count is that of the measurement; of a model that reads a value, which needs memory, too."""
+    small = Model(f"{USERS}:small")
+    placed = small.activation("crelu", "body.2", width=0.5)
+    huge, reads, ends = (Model(f"{USERS}:{name}") for name in ("huge", "reads", "ends"))
+    counts = counted_parameters([(small, 5), (small, 7), (placed, 5), (huge, 5), (reads, 5), (ends, 5)])
+    known = [(small, 5), (small, 7), (placed, 5), (reads, 5)]
+    measured = [facts.parameters for facts in measure([(*asked, 16) for asked in known]) if isinstance(facts, NetFacts)]
+    assert counts.pop(model_key(huge, 5)) == 5 * 10**12
+    assert counts == {model_key(*asked): number for asked, number in zip(known, measured, strict=True)}
 
 
 def test_facts_of_our_nets_are_counted() -> None:

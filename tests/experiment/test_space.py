@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from sweeps.experiment.plan import Plan, plan, plan_to_json, sweep_trials
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
 from sweeps.experiment.search import Search, budget, own_point, search_from_json, search_to_json
-from sweeps.experiment.space import Axis, Space, axis_from_json, axis_to_json, choosable
+from sweeps.experiment.space import Axis, Space, axis_from_json, axis_to_json, choosable, searched_models
 from sweeps.experiment.study import export, importance, study
 from sweeps.experiment.sweep import Protocol, Sweep, check_apart, sweep_from_json
-from sweeps.experiment.trial import Cell, Trial, trial_from_json
+from sweeps.experiment.trial import Cell, Trial, model_key, trial_from_json
 from sweeps.store.ledger import Ledger
 
 CELL = Cell("Baseline", S2, "synthetic", ALLCONV)
@@ -183,12 +184,49 @@ def test_an_argument_that_a_page_does_not_give_is_refused(arguments: dict[str, A
         Sweep("s", "demo", (cell,), Protocol(search=Search(4, space=space)))
 
 
-def test_a_limit_on_the_parameters_of_a_model_is_refused() -> None:
-    cell = Cell("model", Model("nets:small", depth=2), "synthetic", ALLCONV)
-    search = Search(4, space={"model.depth": Int(1, 4)}, limits={"seconds": 60})
+@pytest.mark.parametrize(
+    ("space", "why"),
+    [
+        ({"model.depth": Int(1, 256), "recipe.lr": Float(0.01, 1)}, ""),
+        ({"model.depth": Int(1, 257)}, "of 257 ones, and counts 256 at most: give model.depth fewer values"),
+        ({"model.depth": Int(1, 40), "model.rate": Float(0, 0.7, step=0.1)}, "of 320 ones, .* model.depth and model.r"),
+        ({"model.rate": Float(0, 0.7)}, "those of each model that may be chosen: give model.rate a step"),
+    ],
+)
+def test_a_limit_on_the_parameters_of_models_needs_few_of_them(space: dict[str, Any], why: str) -> None:
+    cell = Cell("model", Model("nets:small", depth=2, rate=0.1), "synthetic", ALLCONV)
+    search = Search(4, space=space, limits={"seconds": 60})
     assert Sweep("s", "demo", (cell,), Protocol(search=search)).cells == (cell,)
-    with pytest.raises(ValueError, match="no search can limit: leave that limit out; 'seconds' may stay"):
-        Sweep("s", "demo", (cell,), Protocol(search=dataclasses.replace(search, limits={"parameters": 9.0})))
+    search = dataclasses.replace(search, limits={"parameters": 9.0})
+    with pytest.raises(ValueError, match=why) if why else nullcontext():
+        Sweep("s", "demo", (cell,), Protocol(search=search))
+
+
+def test_a_model_that_is_counted_as_too_large_is_not_trained_and_costs_no_trial() -> None:
+    """The counts are those that the search notes: the code of the model is nowhere on this machine."""
+    model = Model("nowhere_at_all:deep", depth=4.0, rate=0.1)
+    cell = Cell("model", model, "synthetic", ALLCONV)
+    space = {"model.depth": Float(1, 4, step=1), "model.rate": Float(0, 0.2, step=0.1)}
+    models = searched_models(model, Search(4, space=space).axes)
+    assert (models[0], len(models)) == (model, 12)
+    counts = tuple((model_key(each, 10), 100 * int(each.arguments["depth"])) for each in models)
+    search = Search(4, space=space, limits={"parameters": 200.5}, counts=counts)
+    written = json.loads(json.dumps(search_to_json(search)))
+    assert search_from_json(written).noted_counts == dict(counts)
+    results = played(search_from_json(written), lambda _: 10.0, cell)
+    state = study(search, cell, results, ())
+    refused = [suggestion for suggestion in state.suggestions if suggestion.refused]
+    assert (refused[0].number, refused[0].refused) == (0, "more parameters than the limit")
+    assert refused[0].excess == (("parameters", 199.5),)
+    assert all(trial.net.arguments["depth"] <= 2 for trial in state.trials)  # type: ignore[union-attr]
+    assert len(state.trials) == 4
+    # What nobody has counted before is judged by what its training has counted.
+    unknown = dataclasses.replace(search, counts=())
+    results = {key: result | {"parameters": 201} for key, result in played(unknown, lambda _: 10.0, cell).items()}
+    state = study(unknown, cell, results, ())
+    assert state.suggestions[0].excess == (("parameters", 0.5),)
+    assert not any(suggestion.refused for suggestion in state.suggestions)
+    assert state.winner is None
 
 
 NETS = """
@@ -343,13 +381,14 @@ def test_a_limit_on_parameters_is_by_the_classes_that_the_command_has_noted(
     assert counted == search  # it decides nothing of its own
 
 
-def test_classes_that_are_no_numbers_are_no_plan() -> None:
+def test_classes_and_counts_that_are_no_numbers_are_no_plan() -> None:
     declared = plan_to_json(Plan(Sweep("s", "demo", (CELL,), Protocol(search=Search(2))), ()))
     protocol = declared["protocol"]
-    for classes in (5, {"cifar10": "ten"}, {"cifar10": 1.5}, [["cifar10", None]]):
-        changed = protocol | {"search": protocol["search"] | {"classes": classes}}
-        with pytest.raises(ValueError, match="not a plan: TypeError"):
-            sweep_from_json(declared | {"protocol": changed})
+    for noted in (5, {"cifar10": "ten"}, {"cifar10": 1.5}, [["cifar10", None]]):
+        for name in ("classes", "counts"):
+            changed = protocol | {"search": protocol["search"] | {name: noted}}
+            with pytest.raises(ValueError, match="not a plan: TypeError"):
+                sweep_from_json(declared | {"protocol": changed})
 
 
 def test_a_winner_keeps_the_limit_on_seconds() -> None:

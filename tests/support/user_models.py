@@ -45,6 +45,17 @@ def small(num_classes: int, **options: object) -> Small:
 NET = small(2)  # a net itself, in place of a function that makes one
 
 
+def huge(num_classes: int) -> nn.Module:
+    """Return a layer that no machine has the memory for."""
+    return nn.Linear(10**12, num_classes, bias=False)
+
+
+def reads(num_classes: int) -> nn.Module:
+    """Return a net whose width is read from a tensor."""
+    width = int(torch.full((1,), 4).item())
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, width), nn.Linear(width, num_classes))
+
+
 class Tied(nn.Module):
     """Net with tied weights, whose first part is computed again in the backward pass."""
 
