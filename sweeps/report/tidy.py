@@ -137,21 +137,22 @@ def factor_rows(tables: Sequence[ResultTable]) -> Iterable[Line]:
 def _claims(results: SweepResults) -> Iterable[Line]:
     for result in judge_claims(results):
         for compared in result.compared:
+            shown = as_shown(compared, results.cells)
             yield {
                 "claim": result.claim.id,
                 "sentence": result.claim.sentence,
                 "in_print": result.in_print,
-                "claim_decision": result.decision,
+                "claim_decision": "withheld" if result.withheld else result.decision,
                 "withheld": result.withheld,
                 "paper_dataset": compared.comparison.dataset,
                 "row": compared.comparison.row,
                 "relation": compared.comparison.relation,
                 "margin": compared.comparison.margin,
                 "rival": compared.rival,
-                "decision": compared.decision,
-                "more_seeds": compared.more,
+                "decision": "withheld" if result.withheld else compared.decision,
+                "more_seeds": None if result.withheld else compared.more,
                 "more_of": compared.contrast.unit,
-            } | _contrast(compared.contrast, compared.p)
+            } | _contrast(shown.contrast, shown.p)
 
 
 def _printed(table: str) -> Iterable[Line]:

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
 
 from sweeps.results.cell_numbers import UNKNOWN
+from sweeps.results.claims import Compared
 from sweeps.results.contrasts import Contrast, Effect
 from sweeps.results.evidence import CellResults
 from sweeps.results.factors import FactorEffect
 
 WHY: Final = "the number of {}s was chosen by the questions"
-Shown = TypeVar("Shown", Effect, FactorEffect)
+Shown = TypeVar("Shown", Effect, FactorEffect, Compared)
 WHERE: Final = "their decisions and intervals stand under Questions"
 
 
@@ -40,7 +41,7 @@ def sides(effect: Effect) -> list[CellResults]:
 
 
 def as_shown(effect: Shown, cells: Sequence[CellResults]) -> Shown:
-    """Return an effect of some cells as it is shown: without its tests where questions chose how many pairs it has."""
+    """Return a difference of some cells as it is shown: untested where questions chose how many pairs it has."""
     untested = why_untested(effect.contrast, cells)
     return effect._replace(contrast=without_tests(effect.contrast), p=math.nan) if untested else effect
 

@@ -175,10 +175,15 @@ def test_claims_on_other_data_are_withheld(tmp_path: Path) -> None:
     cells = tuple(scaled(cell, "demo") for cell in PLACEMENTS)
     sweep = Sweep("imagenet_placement", "demo", cells, Protocol(seeds=3))
     means = {"Baseline": 50.0}
-    claim_results = judge_claims(seen(tmp_path, sweep, lambda trial: drawn(trial, means, 0.1)))
+    results = seen(tmp_path, sweep, lambda trial: drawn(trial, means, 0.1))
+    claim_results = judge_claims(results)
     assert len(claim_results) > 5
     for claim_result in claim_results:
         assert (claim_result.decision, claim_result.withheld) == ("not run", "embedded pictures")
+    # A comparison that these pictures would support supports nothing of the paper, and asks for no more seeds.
+    assert any(compared.decision == "supported" for claim in claim_results for compared in claim.compared)
+    told = {(line["claim_decision"], line["decision"], line["more_seeds"]) for line in tidy(results)["claims"]}
+    assert told == {("withheld", "withheld", None)}
 
 
 def test_figures_and_later_tables_are_decided_from_the_analyses(tmp_path: Path) -> None:
@@ -452,6 +457,12 @@ def test_claim_is_left_to_the_questions_that_chose_how_many_seeds_there_are(
     assert {withheld[id] for id in (*asked, "conv1-4-lowest-centre-crop")} == {why}
     # No question is about these nets: their seeds are the declared ones.
     assert withheld["avr-deeper-no-better-than-baseline"] == ""
+    lines = [line for line in tidy(results)["claims"] if line["claim"] == "avr-1-4-below-baseline"]
+    for line in lines:
+        tests = [line[name] for name in ("low", "high", "t", "p", "p_holm", "p_uncorrected")]
+        assert {math.isfinite(value) for value in tests} == {not why}
+        assert (line["decision"] == "withheld") == (line["claim_decision"] == "withheld") == bool(why)
+        assert math.isfinite(line["difference"])
 
 
 def test_questions_that_chose_the_folds_chose_no_seeds(tmp_path: Path) -> None:
