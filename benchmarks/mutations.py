@@ -2962,7 +2962,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("    sweep = with_counts(sweep, settings)\n",
          "",
          "test_limit_on_parameters_is_by_the_pictures_here_then_by_what_the_last_run_has_noted"),
-        ("classes |= dict(last.classes if last is not None else ())",
+        ("classes |= dict(last.protocol.search.classes)",
          "pass",
          "test_limit_on_parameters_is_by_the_pictures_here_then_by_what_the_last_run_has_noted"),
     ),

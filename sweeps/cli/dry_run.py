@@ -6,9 +6,11 @@ import dataclasses
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from crelu_data import availability
 from crelu_data.cores import cores
@@ -22,16 +24,18 @@ from sweeps.cli.settings import Settings
 from sweeps.execution.cluster_address import check_cluster
 from sweeps.execution.resources import check_rank_batches, resolve_resources
 from sweeps.experiment.model_facts import check_models, counted_parameters, seen_by, user_names
-from sweeps.experiment.plan import Plan, TrialStatus, plan, plan_to_json, state_heads
+from sweeps.experiment.plan import Plan, TrialStatus, declared_sweep, plan, plan_to_json, state_heads
 from sweeps.experiment.profiles import EMBEDDED
 from sweeps.experiment.questions.expected_cost import expected_costs
 from sweeps.experiment.questions.question import asked_cells
 from sweeps.experiment.space import searched_models
 from sweeps.experiment.split_check import check_splits
-from sweeps.experiment.sweep import Sweep, sweep_from_json
+from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import Drivers, driver, owner_text, trained_elsewhere
+
+NAMED: Final = 4  # cells at most whose finished trainings are named as left out
 
 
 def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
@@ -71,10 +75,10 @@ def with_counts(sweep: Sweep, settings: Settings) -> Sweep:
         return sweep
     classes: dict[str, int] = {}
     counts: dict[str, int] = {}
-    with suppress(ValueError):  # what is no plan has noted none
-        last = sweep_from_json(settings.ledger.read_json(f"plans/{sweep.title}.json")).protocol.search
-        classes |= dict(last.classes if last is not None else ())
-        counts |= last.noted_counts if last is not None else {}
+    last = _last_declared(sweep.title, settings)
+    if last is not None and last.protocol.search is not None:
+        classes |= dict(last.protocol.search.classes)
+        counts |= last.protocol.search.noted_counts
     for name in sweep.datasets:
         with suppress(ValueError, OSError):
             classes[name] = availability.expected_pictures(name, settings.data_dir)[0].classes
@@ -87,6 +91,40 @@ def with_counts(sweep: Sweep, settings: Settings) -> Sweep:
     counts |= counted_parameters(models)
     counted = dataclasses.replace(search, classes=tuple(classes.items()), counts=tuple(counts.items()))
     return dataclasses.replace(sweep, protocol=dataclasses.replace(sweep.protocol, search=counted))
+
+
+def _last_declared(title: str, settings: Settings) -> Sweep | None:
+    """Return a sweep as its last start declared it; None where there was none, or it cannot be read."""
+    with suppress(ValueError, OSError):
+        return declared_sweep(settings.ledger, title)[0]
+    return None
+
+
+def left_out(declared: Plan, settings: Settings) -> str:
+    """Return which finished trainings of the last start a plan has no more: no view shows them; empty for none.
+
+    They are of cells that were taken off the page, of folds or a search that are no longer asked for, or of another
+    page of this name.
+    """
+    sweep = declared.sweep
+    last = _last_declared(sweep.title, settings)
+    if last is None or (last.cells, last.protocol) == (sweep.cells, sweep.protocol):
+        return ""
+    kept = {status.trial.key for status in declared.statuses}
+    before = [status.trial for status in plan(last, settings.ledger, {}).statuses if status.result is not None]
+    by_label = Counter(trial.cell.label for trial in before if trial.key not in kept)
+    if not by_label:
+        return ""
+    cells = ", ".join(f"{number} of {label}" for label, number in by_label.items())
+    where = cells if len(by_label) <= NAMED else f"of {count(len(by_label), 'cell')}"
+    number = by_label.total()
+    verb, they = ("is", "it stays") if number == 1 else ("are", "they stay")
+    is_other = not {cell.label for cell in last.cells} & {cell.label for cell in sweep.cells}
+    remedy = "; another page of this name needs an --output of its own" if is_other else ""
+    return (
+        f"{count(number, 'finished training')} of the last start {verb} no part of this one ({where}): {they} on the "
+        f"ledger, and table, report, status and MLflow leave {'it' if number == 1 else 'them'} out{remedy}"
+    )
 
 
 def _print_plan(declared: Plan, today: Plan, settings: Settings, facts: Mapping[str, DataSet]) -> None:
@@ -107,6 +145,8 @@ def _print_plan(declared: Plan, today: Plan, settings: Settings, facts: Mapping[
         print(f"{label}: {why} ({declared.remedy(label)})")
     if further := declared.seeds_text():
         print(further)
+    if missing := left_out(declared, settings):
+        print(missing)
     to_train = today.remaining
     share = f"{len(to_train)}{' of them' if today.total > 1 else ''} to train"
     print(f"{count(today.total, 'trial')}, {share}")

@@ -23,6 +23,7 @@ from crelu_data.streams import shown_progress
 from sweeps.cli.dry_run import (
     absent_pictures,
     in_training,
+    left_out,
     stale_results,
     to_forget,
     trained_now,
@@ -126,6 +127,8 @@ def _run_under_lease(sweep: Sweep, asked: Sweep, settings: Settings, notifier: N
             check_splits(to_train, settings.data_dir)
             check_models((trial.cell for trial in to_train), facts, settings.data_dir)
             _register_questions(declared, settings, tell)
+            if missing := left_out(declared, settings):
+                tell(missing)
             settings.ledger.write_note(f"plans/{sweep.title}.json", plan_to_json(declared))
             note_price(sweep, settings)
             code, declared, today = _run(declared, today, settings, facts, fingerprints)

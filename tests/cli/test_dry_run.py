@@ -17,7 +17,7 @@ from crelu_models.tables import S2
 from sweeps.cifar_width import CELLS, QUESTIONS
 from sweeps.cli import run
 from sweeps.cli.command import Command
-from sweeps.cli.dry_run import absent_pictures, dry_run, pictures_text, question_costs, with_counts
+from sweeps.cli.dry_run import absent_pictures, dry_run, left_out, pictures_text, question_costs, with_counts
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, absolute_dataset, asked_part, changed_protocol, declare, settle
 from sweeps.experiment.metrics import TOP1
@@ -371,6 +371,55 @@ def test_run_notes_the_classes_before_its_first_suggestion(tmp_path: Path, monke
     with pytest.raises(ValueError, match="that is all"):
         run.run_sweep(sweep, sweep, settings)
     assert [classes_of(asked) for asked in planned] == [{name: 2}]
+
+
+@pytest.mark.parametrize(
+    ("labels", "folds", "seeds", "what"),
+    [
+        (("a", "b"), 2, 1, ""),
+        (("a", "b"), 2, 2, ""),
+        (("b", "a"), 2, 1, ""),  # in another order, and with another name for the same cell
+        (
+            ("a", "b"),
+            0,
+            1,
+            "4 finished trainings of the last start are no part of this one (2 of a, 2 of b): they stay",
+        ),
+        (
+            ("a", "b"),
+            3,
+            1,
+            "4 finished trainings of the last start are no part of this one (2 of a, 2 of b): they stay",
+        ),
+        (("a",), 2, 1, "3 finished trainings of the last start are no part of this one (3 of b): they stay"),
+        (("c",), 2, 1, "6 finished trainings of the last start are no part of this one (3 of a, 3 of b): they stay"),
+    ],
+)
+def test_what_the_last_start_had_and_this_one_has_no_more_is_told(
+    labels: tuple[str, ...], folds: int, seeds: int, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    nets = {"a": S2, "b": S2.avr(1), "c": S2.avr(2)}
+    cells = {label: Cell(label, net, SMALL, ALLCONV) for label, net in nets.items()}
+    words = ["--profile", "paper", "--output", str(tmp_path), "--data-dir", str(tmp_path)]
+    settings = settle(tuple(cells.values()), parser("s", "").parse_args(words))
+    assert left_out(plan(Sweep("s", "paper", tuple(cells.values())), settings.ledger, {}), settings) == ""
+    make(settings.ledger, Sweep("s", "paper", (cells["a"], cells["b"]), Protocol(folds=2)), lambda _: Made({TOP1: 9.0}))
+    sweep = Sweep("s", "paper", tuple(cells[label] for label in labels), Protocol(seeds=seeds, folds=folds))
+    dry_run(sweep, sweep, settings)
+    told = next((line for line in capsys.readouterr().out.splitlines() if "the last start" in line), "")
+    assert told.startswith(what)
+    assert bool(told) == bool(what)
+    assert ("--output of its own" in told) == (labels == ("c",))
+    monkeypatch.setattr(run, "_run", ends)
+    with pytest.raises(InterruptedError):
+        run.run_sweep(sweep, sweep, settings)
+    assert (told in capsys.readouterr().err) if told else ("the last start" not in capsys.readouterr().err)
+    assert left_out(plan(sweep, settings.ledger, {}), settings) == ""  # it is the last start now
+
+
+def ends(*_: object) -> None:
+    raise InterruptedError
 
 
 def test_sweep_until_decided_is_not_priced_once_all_is_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
