@@ -206,6 +206,7 @@ def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | No
             chosen = dict(point.run.trial.chosen)[axis.name]
             kind: Kind = "pick" if point is cell_results.winner else "ours" if point.state == "finished" else "open"
             tip = f"{value_text(chosen)}: {plain(value, digits(objective, value))}"
+            tip += f", {point.early}" if point.early else ""
             points.append(Point(value, "", tip, _place(axis.domain, chosen), kind=kind, trials=keys(point.runs)))
         title = axis.name if search.axes else f"after {axis.name}"
         chart = Responses(points, low, high, *_scale(axis.domain), value_label)

@@ -152,7 +152,7 @@ def _search(results: SweepResults) -> Section | None:
     table = record_tables.chosen_table(results)
     if search is None or table is None:
         return None
-    words = [_legend(results)]
+    words = [_legend(results), *([record_tables.EARLY] if record_tables.some_ended_early(results) else [])]
     galleries = charts.response_galleries(results)
     drawn = list(itertools.accumulate(len(gallery.figures) for gallery in galleries))
     shown = sum(number <= CHARTS for number in drawn)

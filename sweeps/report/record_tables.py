@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sweeps.experiment.metrics import Metric, ending_word
 from sweeps.experiment.rates import choose
@@ -20,6 +20,8 @@ from sweeps.results.cell_numbers import NAMES, digits
 from sweeps.results.evidence import POINT_STATES, CellResults, Run, SweepResults, hours_of
 from sweeps.results.provenance import shares
 from sweeps.store.ledger import Json
+
+EARLY: Final = "A paused or pruned point has the value that it had there, of fewer epochs or folds than the others."
 
 
 def chosen_table(results: SweepResults) -> Table | None:
@@ -73,7 +75,13 @@ def importance_table(results: SweepResults) -> Table | None:
         for cell_results, share in shares if share
     )  # fmt: skip
     note = "Each dimension's share in what sets the better half of the points apart from all (PED-ANOVA, by Optuna)."
-    return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, (note,))
+    notes = (note, *([EARLY] if some_ended_early(results) else []))
+    return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, notes)
+
+
+def some_ended_early(results: SweepResults) -> bool:
+    """Return whether a point of a search has a value of before its end: it was paused or pruned."""
+    return any(point.early for cell_results in results.cells for point in cell_results.tried)
 
 
 def why_no_importance(results: SweepResults) -> str:

@@ -193,6 +193,7 @@ def _dropout(results: SweepResults) -> Iterable[Line]:
                 "objective": goal(search, cell_results.cell).name,
                 "value": tried.value if tried.value is not None else float("nan"),
                 "state": _state(tried),
+                "ended_early": tried.early,
                 "trials": [run.key for run in tried.runs],
             }
             line.setdefault(column, line["value"])

@@ -29,7 +29,7 @@ from sweeps.experiment.space import DROPOUT
 from sweeps.experiment.study import study
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import PHASES, Cell, Trial, trial_from_json
-from sweeps.experiment.wording import question_of, unknown_name
+from sweeps.experiment.wording import count, question_of, unknown_name
 from sweeps.results.analyses import damaged_analysis, default_summaries
 from sweeps.results.decisions import Predictions, read_decisions, read_vote
 from sweeps.results.provenance import provenance, shares
@@ -138,6 +138,22 @@ class SearchPoint(NamedTuple):
         if self.over_limit:
             return "over limit"
         return "pruned" if self.passed_over and self.scored else "finished"
+
+    @property
+    def early(self) -> str:
+        """Return where it ended before all of it was trained, with the value that it had there; empty where it did not.
+
+        It is paused or pruned after an epoch, or pruned after some of its folds.
+        """
+        run, state = self.run, self.state
+        if not self.scored or state not in ("paused", "pruned"):
+            return ""
+        if state == "paused":
+            return f"paused {run.why}"
+        if len(self.runs) < run.trial.folds:
+            return f"pruned after {len(self.runs)} of {count(run.trial.folds, 'fold')}"
+        epochs = (run.result or {}).get("epochs", 0)
+        return f"pruned after epoch {epochs} of {run.trial.recipe.epochs}"
 
 
 @dataclass(frozen=True)
@@ -392,10 +408,10 @@ def _cells(
 ) -> tuple[CellResults, ...]:
     design, asked = sweep.protocol.design, asked_cells(sweep.questions)
     search = sweep.protocol.search
-    most_seconds = math.inf if search is None else search.limits_by_name.get("seconds", math.inf)
+    limits = {} if search is None else search.limits_by_name
     return tuple(
         dataclasses.replace(
-            _cell_results(ledger, cell, runs, studies.get(cell.key, ()), most_seconds),
+            _cell_results(ledger, cell, runs, studies.get(cell.key, ()), limits),
             rates=_rate_keys(sweep, cell),
             larger_wins=_larger_wins(sweep, cell),
             pending=pending.get(cell.key, {}),
@@ -494,10 +510,12 @@ def _curve(ledger: Ledger, trial: Trial, result: Json) -> tuple[tuple[int, ...],
 
 
 def _cell_results(
-    ledger: Ledger, cell: Cell, runs: Mapping[str, Run], suggestions: Iterable[Suggested], most_seconds: float
+    ledger: Ledger, cell: Cell, runs: Mapping[str, Run], suggestions: Iterable[Suggested], limits: Mapping[str, float]
 ) -> CellResults:
     points = tuple(
-        SearchPoint(tuple(runs[key] for key in keys), value, passed_over, runs[keys[0]].seconds > most_seconds)
+        SearchPoint(
+            tuple(runs[key] for key in keys), value, passed_over, passed_over and _exceeds(runs[keys[0]], limits)
+        )
         for keys, value, passed_over in suggestions
     )
     for run in [run for point in points for run in point.runs]:
@@ -512,6 +530,12 @@ def _cell_results(
     alone, together = read_vote(ledger, f"votes/{cell.key}", [f"trials/{run.key}/tables" for run in folds], guesses)
     of_cell |= {run.key: run._replace(decisions=decisions) for run, decisions in zip(folds, alone, strict=True)}
     return CellResults(cell, tuple(of_cell.values()), points, together)
+
+
+def _exceeds(run: Run, limits: Mapping[str, float]) -> bool:
+    """Return whether a training was found to exceed a limit of its search."""
+    measured = {"seconds": run.seconds, "parameters": float((run.result or {}).get("parameters", 0))}
+    return any(measured[name] > most for name, most in limits.items())
 
 
 def _knows_test_set(run: Run) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from crelu_models.model import Model
 from sweeps.experiment.metrics import HELD_OUT, TOP1
-from sweeps.experiment.plan import current_plan
+from sweeps.experiment.plan import current_plan, plan, plan_to_json, sweep_trials
 from sweeps.experiment.sampling import ENOUGH
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Choice, Float, Int
@@ -16,7 +17,7 @@ from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.report.charts import response_galleries
 from sweeps.report.contents import document
-from sweeps.report.record_tables import importance_table, why_no_importance
+from sweeps.report.record_tables import EARLY, importance_table, why_no_importance
 from sweeps.report.render.chart import Responses
 from sweeps.report.render.formats import markdown
 from sweeps.report.render.html import page
@@ -26,7 +27,7 @@ from sweeps.results.cell_numbers import groups, number
 from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.marks import marks
 from sweeps.store.ledger import Ledger
-from tests.support.sweeps import BASELINE, CRELU, Made, make
+from tests.support.sweeps import BASELINE, CRELU, Made, finish, make
 
 CELLS = tuple(dataclasses.replace(cell, table="", row="") for cell in (BASELINE, CRELU))
 RATES = {"recipe.lr": Float(0.01, 1)}
@@ -107,6 +108,50 @@ def test_page_and_markdown_hold_the_importance_of_each_dimension(tmp_path: Path,
     assert all("PED-ANOVA" in text for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"halving": 3, "rung": 1, "prune": False}, "paused after epoch {} of 9"),
+        ({"folds": 6}, "pruned after {} of 6 folds"),
+        ({}, "pruned after epoch {} of 9"),
+        ({"prune": False}, ""),
+    ],
+)
+def test_point_that_ended_early_says_where_in_every_view(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    """Its value is of there: beside those of whole trainings it must not pass for one of them."""
+    space = RATES | {"recipe.batch": Int(16, 128, step=16)}
+    search = Search(24, sampler="random", space=space, **change)
+    cells = tuple(dataclasses.replace(cell, recipe=dataclasses.replace(cell.recipe, epochs=9)) for cell in CELLS)
+    sweep = Sweep("points", "paper", cells[:1], Protocol(seeds=1, search=search))
+    ledger = Ledger.in_output(str(tmp_path))
+    while todo := plan(sweep, ledger, {}).to_do:
+        pauses = sweep_trials(sweep, ledger.results(), paused=ledger.paused())[cells[0].key].pauses
+        for trial in todo:
+            errors = [50.0 - epoch + 20 * rate_of(trial) + trial.fold for epoch in range(9)]
+            is_pruned = any(e > bar for e, bar in zip(errors, trial.pruning_thresholds, strict=False))
+            epochs = pauses.get(trial.key, 6 if is_pruned else 9)
+            if trial.phase == "ablation":
+                finish(ledger, trial, Made({TOP1: 12.0}))
+            elif trial.key in pauses and epochs < 9:
+                ledger.pause(trial.key, {"epoch": epochs, "curve": errors[:epochs], "seconds": 1.0})
+            else:
+                made = Made({HELD_OUT: min(errors[:epochs])}, curve=errors[:epochs])
+                finish(ledger, trial, made._replace(status="pruned" if is_pruned else "finished"))
+    ledger.write_json("plans/points.json", plan_to_json(plan(sweep, ledger, {})))
+    results = read_sweep(ledger, "points")
+    (cell,) = results.cells
+    early = {point.early for point in cell.tried}
+    shown = document(ledger, results)
+    (section,) = [section for section in shown.sections if section.id == "dropout"]
+    tips = [point.tip for gallery in response_galleries(results) for figure in gallery.figures
+            if isinstance(figure.content, Responses) for point in figure.content.points]  # fmt: skip
+    told = {line["ended_early"] for line in tidy(results)["dropout"]}
+    assert told == early
+    assert early - {""} <= {words.format(number) for number in range(1, 10)}
+    assert bool(early - {""}) == bool(words) == any(words.partition("{")[0] in tip for tip in tips if words)
+    assert [EARLY in notes for notes in (section.chart_words, shown.tables["importance"].notes)] == [bool(words)] * 2
+
+
 def test_cell_without_a_setting_that_keeps_the_limits_says_so(tmp_path: Path) -> None:
     search = Search(6, sampler="random", prune=False, space=RATES, limits={"seconds": 1.0})
     ledger, results = made(tmp_path, search, trained)
@@ -144,6 +189,22 @@ def test_training_that_diverged_is_not_chosen(trials: int, change: dict[str, Any
         assert today.given_up[cell.cell.label] == cell.given_up == why.format(diverged)
         assert {run.key for run in cell.runs} == cell.searched
         assert cell.winner is None
+
+
+def test_model_that_only_its_training_counted_as_too_large_is_over_the_limit(tmp_path: Path) -> None:
+    ledger = Ledger.in_output(str(tmp_path))
+    cell = dataclasses.replace(CELLS[0], net=Model("nowhere_at_all:deep", depth=2))
+    search = Search(2, "grid", prune=False, space={"model.depth": Int(1, 2)}, limits={"parameters": 150})
+    sweep = Sweep("points", "paper", (cell,), Protocol(search=search))
+    for trial in plan(sweep, ledger, {}).to_do:
+        finish(ledger, trial, trained(trial) if trial.phase != "holdout" else Made({}))
+        result = ledger.result(trial.key)
+        assert result is not None
+        ledger.commit(trial.key, result | {"parameters": 100 * dict(trial.choices)["model.depth"]})
+    ledger.write_json("plans/points.json", plan_to_json(plan(sweep, ledger, {})))
+    (cell_results,) = read_sweep(ledger, "points").cells
+    assert [(point.state, point.early) for point in cell_results.tried] == [("over limit", ""), ("finished", "")]
+    assert cell_results.winner is cell_results.tried[1]
 
 
 def test_setting_that_diverged_on_some_folds_may_be_chosen(tmp_path: Path) -> None:
