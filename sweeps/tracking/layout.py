@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -120,8 +121,9 @@ def _told_apart(words: Mapping[str, str]) -> dict[str, str]:
     names: dict[str, str] = {}
     beginnings: set[str] = set()
     for number, (key, name) in enumerate(words.items(), 1):
-        while name[:AXIS] in beginnings:
-            name = f"{number:02} {name}"
+        again = (f"{number:02}.{times} " for times in itertools.count(2))  # where an earlier name begins with numbers
+        prefixes = itertools.chain(("", f"{number:02} "), again)
+        name = next(prefix + name for prefix in prefixes if (prefix + name)[:AXIS] not in beginnings)
         beginnings.add(name[:AXIS])
         names[key] = name
     return names

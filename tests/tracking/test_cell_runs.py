@@ -413,6 +413,8 @@ def test_names_of_cells_stay_readable() -> None:
     labels = ["Baseline", "CReLU conv1-4", "CReLU conv1,4,7", "CReLU conv1,4,7, SGD", "VGG cifar10", "VGG cifar100"]
     short = ["Baseline", "CReLU 1-4", "CReLU 1,4,7", "04 CReLU 1,4,7, SGD", "VGG C10", "VGG C100"]
     assert list(short_names(labels).values()) == short
+    numbers = ["03 03 03 03 a", "b", "03 03 03 03 c", "03.2 03 03"]
+    assert list(short_names(numbers).values()) == [*numbers[:2], "03.2 03 03 03 03 c", "04 03.2 03 03"]
 
 
 def test_placements_differ_in_what_the_compare_view_shows() -> None:
