@@ -188,13 +188,13 @@ def _response_gallery(cell_results: CellResults, search: Search) -> Gallery | No
     objective = goal(search, cell_results.cell).name
     values = sorted(value for _, value in tried)
     low, median, high = values[0], values[len(values) // 2], values[-1]
-    # Diverged trials sit at chance: drawn at the edge, they do not press the others together.
-    if cell_results.larger_wins:
-        low = max(low, median - 3 * (high - median))
-    elif objective == HELD_OUT:
-        high = min(high, median + 3 * (median - low) + 0.5)
-    else:
-        high = min(high, median + 3 * (median - low))
+    room = 3 * (high - median if cell_results.larger_wins else median - low)
+    # Diverged trials sit at chance: drawn at the edge, they do not press the others together. Where half of all have
+    # the best value, the others are what there is to see.
+    if room and cell_results.larger_wins:
+        low = max(low, median - room)
+    elif room:
+        high = min(high, median + room + (0.5 if objective == HELD_OUT else 0.0))
     pad = 0.12 * (high - low or 1.0)
     low, high = low - pad, high + pad
     figures = []

@@ -84,7 +84,7 @@ def test_words_under_the_pointer_have_the_digits_of_the_objective(tmp_path: Path
 
 def test_points_beyond_the_frame_are_triangles_and_the_caption_counts_them(tmp_path: Path) -> None:
     def made(rate: float) -> Made:
-        error = 10.0 if rate < 0.2 else 25.0 + rate
+        error = (10.0 if rate < 0.2 else 25.0) + rate
         return Made({"best/score": 100.0 - error}, curve=[error])
 
     gallery, chart = gallery_of(searched(tmp_path / "up", made))
@@ -101,6 +101,16 @@ def test_points_beyond_the_frame_are_triangles_and_the_caption_counts_them(tmp_p
     assert svg.draw(chart, "").count('class="beyond ours"') == 2
     even = gallery_of(searched(tmp_path / "even", lambda rate: Made({}, curve=[10.0 + rate])))[0]
     assert even.caption == ""
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_frame_holds_all_points_where_half_of_them_have_the_best_value(tmp_path: Path, direction: str) -> None:
+    sign = 1 if direction == "minimize" else -1
+    results = searched(tmp_path, lambda rate: Made({"best/score": sign * 40.0 * (rate > 0.1)}), "best/score", direction)
+    gallery, chart = gallery_of(results)
+    assert gallery.caption == ""
+    assert {point.value for point in chart.points} == {0.0, sign * 40.0}
+    assert all(chart.low < point.value < chart.high for point in chart.points)
 
 
 @pytest.mark.parametrize("objective", ["", "best/score"])
