@@ -146,16 +146,17 @@ def wilcoxon_prunes(values: tuple[float, ...], rival: tuple[float, ...]) -> bool
 def importances(axes: Sequence[Axis], observed: Iterable[Observation], direction: str) -> dict[str, float]:
     """Return the share of each axis in what separates the better points from the rest, by Optuna's PED-ANOVA.
 
-    Empty where too few points have a value, or all have the same.
+    Empty where too few points have a value, or more than half of those have the worst one: the better half is then all
+    of them, and Optuna gives each axis the same share.
     """
-    valued = [
-        observation for observation in observed if observation.value is not None and math.isfinite(observation.value)
+    # Points that ended early have the value of their last rung: left out, hardly any would remain.
+    observations = [
+        Observation(each.point, each.value) for each in observed if each.value is not None and math.isfinite(each.value)
     ]
-    if len(valued) < ENOUGH or len({observation.value for observation in valued}) < 2:
+    values = sorted((each.value for each in observations if each.value is not None), reverse=direction == "maximize")
+    if len(values) < ENOUGH or values[math.ceil(QUANTILE * len(values)) - 1] == values[-1]:
         return {}
     optuna = _optuna()
-    # Points that ended early have the value of their last rung: left out, hardly any would remain.
-    observations = [Observation(each.point, each.value) for each in valued]
     study = optuna_study(Sampler("random", 0, direction), "", tuple(axes), 0, observations)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

@@ -65,18 +65,25 @@ def importance_table(results: SweepResults) -> Table | None:
     shares = []
     for cell_results in results.cells:
         points = [(point.run.trial, point.value) for point in cell_results.tried]
-        shares.append((cell_results, importance(search, cell_results.cell, points) if points else {}))
+        if points:
+            shares.append((cell_results, importance(search, cell_results.cell, points)))
     names = list(dict.fromkeys(name for _, share in shares for name in share))
     if len(names) < 2:
         return None
     rows = tuple(
         (Entry(cell_results.cell.label, cell=cell_results.cell.key),
          *(Entry(f"{100 * share[name]:.0f} %" if name in share else NONE) for name in names))
-        for cell_results, share in shares if share
+        for cell_results, share in shares
     )  # fmt: skip
-    note = "Each dimension's share in what sets the better half of the points apart from all (PED-ANOVA, by Optuna)."
-    notes = (note, *([EARLY] if some_ended_early(results) else []))
-    return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, notes)
+    notes = ["Each dimension's share in what sets the better half of the points apart from all (PED-ANOVA, by Optuna)."]
+    if not all(share for _, share in shares):
+        notes.append(
+            f"No share where fewer than {ENOUGH} points of a cell have a value, where more than half of them have the"
+            " worst one, or where one dimension is searched."
+        )
+    if some_ended_early(results):
+        notes.append(EARLY)
+    return Table("importance", "Importance", ("cell", *names), "l" + "r" * len(names), rows, tuple(notes))
 
 
 def some_ended_early(results: SweepResults) -> bool:
@@ -90,7 +97,8 @@ def why_no_importance(results: SweepResults) -> str:
     if search is None or all(len(space(search, cell_results.cell)) < 2 for cell_results in results.cells):
         return ""
     return (
-        f"No table of importance: it takes {ENOUGH} points of a cell, and values that differ. Of fewer it shows chance."
+        f"No table of importance: a cell needs {ENOUGH} points, at most half of them with the worst value. Of fewer"
+        " points it shows chance."
     )
 
 

@@ -191,7 +191,7 @@ def test_report_has_effects_factors_and_responses(swept: tuple[User, str]) -> No
     assert f"{mean('vit crelu'):.2f} ±" in said
 
     # A chart of each dimension of each search, whose points are too few for their importance.
-    assert "No table of importance: it takes 20 points of a cell" in (report / "report.md").read_text()
+    assert "No table of importance: a cell needs 20 points" in (report / "report.md").read_text()
     page = (report / "report.html").read_text()
     for axis in ("recipe.lr", "recipe.weight_decay"):
         drawn = re.findall(rf"([\w ]+): hold-out error by {re.escape(axis)}", page)

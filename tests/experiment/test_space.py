@@ -438,6 +438,12 @@ def test_importance_is_with_the_dimension_that_decides() -> None:
     assert importance(search, CELL, points[:20]).keys() == SPACE.keys()
     assert importance(search, CELL, points[:19]) == {}, "of few points it shows chance"
     assert importance(search, CELL, [(trial, 5.0) for trial, _ in points]) == {}
+    # The better half is all of them where more than half have the worst value.
+    for better, told in {11: False, 12: True}.items():
+        for direction, sign in {"minimize": 1.0, "maximize": -1.0}.items():
+            tied = [(trial, sign * min(n - better, 0)) for n, (trial, _) in enumerate(points)]
+            aimed = dataclasses.replace(search, objective="best/val_loss", direction=direction)
+            assert bool(importance(aimed, CELL, tied)) == told
     # One of two optimisers is better, and nothing else matters. Another axis has more values; it gets no larger share.
     decided = [(trial, float(trial.recipe.optimiser == "adam") + n / 1000) for n, (trial, _) in enumerate(points)]
     assert importance(search, CELL, decided)["recipe.optimiser"] > 0.6

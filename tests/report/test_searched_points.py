@@ -296,11 +296,21 @@ def test_importance_has_a_table_or_the_report_says_why_not(tmp_path: Path) -> No
     (section,) = [section for section in shown.sections if section.id == "dropout"]
     assert "importance" not in shown.tables
     assert section.words == (
-        "No table of importance: it takes 20 points of a cell, and values that differ. Of fewer it shows chance.",
+        "No table of importance: a cell needs 20 points, at most half of them with the worst value. Of fewer points it"
+        " shows chance.",
     )
     more, known = 2 * ENOUGH, results.cells[0].tried
     cell = dataclasses.replace(results.cells[0], tried=tuple(known[n % len(known)] for n in range(more)))
-    assert importance_table(dataclasses.replace(results, cells=(cell,))) is not None
+    told = importance_table(dataclasses.replace(results, cells=(cell,)))
+    assert told is not None
+    assert len(told.notes) == 1
+    short = dataclasses.replace(results.cells[1], tried=known)
+    untold = importance_table(dataclasses.replace(results, cells=(cell, short)))
+    assert untold is not None
+    assert [entry.text for entry in untold.rows[1]] == [short.cell.label, "–", "–"]
+    assert untold.notes[1].startswith("No share where fewer than 20 points of a cell have a value, where more than")
+    idle = dataclasses.replace(results.cells[1], tried=())
+    assert importance_table(dataclasses.replace(results, cells=(cell, idle))) == told
 
 
 def test_search_of_one_dimension_says_nothing_of_importance(tmp_path: Path) -> None:
