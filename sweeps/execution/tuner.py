@@ -160,6 +160,8 @@ def _tuner(searcher: LedgerSearcher, session: DriverState, folder: str) -> tune.
             storage_path=folder,
             failure_config=tune.FailureConfig(max_failures=MAX_ATTEMPTS - 1),
             verbose=0,
+            # In a notebook Tune's own choice is as silent, but clears the cell's output first, our live table with it.
+            progress_reporter=tune.CLIReporter(),
             callbacks=[StartCallback(searcher)],
         ),
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 WIDTH: Final = 140  # letters of a line
 PRE: Final = "<pre style='line-height: 1.35; font-family: ui-monospace, Menlo, Consolas, monospace'>{code}</pre>"
@@ -22,6 +23,10 @@ def in_notebook() -> bool:
 
 def html(*pictures: RenderableType) -> str:
     """Return what rich draws as HTML with its styles inside."""
+    return _drawn(pictures).export_html(inline_styles=True, code_format=PRE)
+
+
+def _drawn(pictures: Iterable[RenderableType]) -> Console:
     from rich.console import Console
 
     console = Console(
@@ -29,7 +34,12 @@ def html(*pictures: RenderableType) -> str:
     )
     for picture in pictures:
         console.print(picture)
-    return console.export_html(inline_styles=True, code_format=PRE)
+    return console
+
+
+def _bundle(picture: RenderableType) -> dict[str, str]:
+    """Return a picture as HTML, and as text for an output that shows no HTML."""
+    return {"text/html": html(picture), "text/plain": _drawn([picture]).export_text()}
 
 
 class Picture:
@@ -42,15 +52,13 @@ class Picture:
 
     def start(self) -> None:
         """Show the first picture."""
-        from IPython.display import HTML, display
+        from IPython.display import display
 
-        self.handle = display(HTML(html(self.first)), display_id=True)
+        self.handle = display(_bundle(self.first), raw=True, display_id=True)
 
     def update(self, picture: RenderableType) -> None:
         """Show another picture in its place."""
-        from IPython.display import HTML
-
-        self.handle.update(HTML(html(picture)))
+        self.handle.update(_bundle(picture), raw=True)
 
     def stop(self) -> None:
         """Leave the last picture where it is."""

@@ -248,23 +248,29 @@ def test_a_lease_that_is_lost_interrupts_the_process_of_a_user(capfd: pytest.Cap
 
 def test_a_notebook_shows_one_picture_that_changes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shown: list[str] = []
-    handle = SimpleNamespace(update=shown.append)
+    texts: list[str] = []
 
-    def display(first: str, display_id: bool) -> object:
+    def update(bundle: dict[str, str], raw: bool) -> None:
+        assert raw
+        shown.append(bundle["text/html"])
+        texts.append(bundle["text/plain"])
+
+    def display(bundle: dict[str, str], raw: bool, display_id: bool) -> object:
         assert display_id
-        shown.append(first)
-        return handle
+        update(bundle, raw)
+        return SimpleNamespace(update=update)
 
     assert not in_notebook()
     shell = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1))
     monkeypatch.setitem(sys.modules, "IPython", shell)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(HTML=str, display=display))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))  # type: ignore[arg-type]
     assert in_notebook()
     picture = Picture("first <b>")
     picture.start()
     picture.update("second")
     picture.stop()
     assert ["first &lt;b&gt;" in shown[0], "second" in shown[1], len(shown)] == [True, True, 2]
+    assert texts == ["first <b>\n", "second\n"]
     sweep = Sweep("birds", "mini", CELLS, Protocol())
     with LiveView(plan(sweep, Ledger(str(tmp_path)), {}), live=False, quiet=False) as view:
         view.log("a word")
