@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ NETS = {
     "vit": (Model("torchvision.models:VisionTransformer", size=32, image_size=32, patch_size=8, num_layers=1,
                   num_heads=2, hidden_dim=16, mlp_dim=16), "encoder.layers.*.mlp.1"),
 }
-RECIPE = Recipe("mine", "adamw", batch=16, epochs=2, lr=0.003, schedule="cosine", init="own")
+RECIPE = Recipe("mine", "adamw", batch=16, epochs=EPOCHS, lr=0.003, schedule="cosine", init="own")
 SPACE = {"recipe.lr": Float(1e-3, 3e-2, log=True), "recipe.weight_decay": Float(0, 0.1)}
 PICTURES = f"folder:{Path(__file__).with_name('pictures')}"
 
@@ -80,14 +81,15 @@ Errors = Mapping[tuple[str, int], float]  # of a cell's label and a seed
 class User:
     """User with a page in a folder of their own."""
 
-    def __init__(self, folder: Path, factory: str, places: str, points: int) -> None:
-        """Write the page, the pictures and the files beside it: its residual net, and the points of each search."""
+    def __init__(self, folder: Path, factory: str, places: str, points: int, epochs: int = 2) -> None:
+        """Write the page with a residual net, points of each search and epochs, and the files beside it."""
         self.folder = folder
         self.out = folder / "out"
         self.report = self.out / "reports" / "page"
         self.ledger = Ledger(str(self.out / "ledger"))
         self.environment = environment(folder, PYTHONPATH=str(Path(__file__).resolve().parents[2]))
-        self.page = PAGE.replace("FACTORY", factory).replace("PLACES", places).replace("POINTS", str(points))
+        words = {"FACTORY": factory, "PLACES": places, "POINTS": str(points), "EPOCHS": str(epochs)}
+        self.page = re.sub("|".join(words), lambda word: words[word[0]], PAGE)
         draw_stripes(folder / "pictures")
         for name, content in (BESIDE | {"page.py": self.page}).items():
             (folder / name).write_text(content)
