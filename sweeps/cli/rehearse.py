@@ -15,7 +15,8 @@ from crelu_data.cores import cores
 from crelu_data.streams import shown_progress
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
-from sweeps.experiment.plan import OWN_RATE, has_failed, rate_choices
+from sweeps.experiment.cell_trials import OWN_RATE, rate_choices
+from sweeps.experiment.plan import has_failed
 from sweeps.experiment.rates import RateChoice
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.wording import count

@@ -19,18 +19,17 @@ from sweeps.execution.failures import failure_signature
 from sweeps.execution.messages import Assignment, Message
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
-from sweeps.experiment.metrics import has_diverged
-from sweeps.experiment.plan import (
-    MAX_ATTEMPTS,
+from sweeps.experiment.cell_trials import (
     OWN_RATE,
     CellTrials,
     cell_trials,
-    has_failed,
     planned,
     question_waves,
     rate_choices,
     sweep_trials,
 )
+from sweeps.experiment.metrics import has_diverged
+from sweeps.experiment.plan import MAX_ATTEMPTS, has_failed
 from sweeps.experiment.questions.rule import decision_words
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count

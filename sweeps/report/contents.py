@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from sweeps.experiment.plan import seeds_text
+from sweeps.experiment.cell_trials import seeds_text
 from sweeps.experiment.wording import count, plural
 from sweeps.report import charts, record_tables
 from sweeps.report.claim_tables import claim_table, comparison_table

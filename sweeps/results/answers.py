@@ -7,8 +7,9 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
+from sweeps.experiment.cell_trials import BEYOND
 from sweeps.experiment.metrics import Metric, Stand, lost_text
-from sweeps.experiment.plan import BEYOND, Plan, TrialStatus
+from sweeps.experiment.plan import Plan, TrialStatus
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import Change
 from sweeps.experiment.questions.rule import Decision, Trajectory, decision_words, given_up_words

@@ -18,9 +18,9 @@ from crelu_models.tables import PAPER, S2, S4, S8
 from sweeps.cli import settings
 from sweeps.cli.options import parser
 from sweeps.cli.settings import declare, notes, settle
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.halving import rungs
 from sweeps.experiment.metrics import Metric
-from sweeps.experiment.plan import expand
 from sweeps.experiment.profiles import PROFILES, changed_fields, data_name, names_paper, scaled
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe, Stage

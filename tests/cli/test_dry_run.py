@@ -20,8 +20,9 @@ from sweeps.cli.command import Command
 from sweeps.cli.dry_run import absent_pictures, dry_run, left_out, pictures_text, question_costs, with_counts
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, absolute_dataset, asked_part, changed_protocol, declare, settle
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Plan, current_plan, expand, plan, plan_to_json
+from sweeps.experiment.plan import Plan, current_plan, plan, plan_to_json
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search

@@ -7,9 +7,9 @@ import pytest
 
 from crelu_models.tables import S2
 from sweeps.__main__ import parser
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import expand
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep

@@ -19,9 +19,10 @@ from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, asked_part, declare, protocol_of, settle
 from sweeps.cli.status import counts
 from sweeps.cli.status import text as status_text
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Plan, current_plan, expand, plan
+from sweeps.experiment.plan import Plan, current_plan, plan
 from sweeps.experiment.profiles import scaled
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep, check_apart

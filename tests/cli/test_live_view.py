@@ -6,8 +6,9 @@ import pytest
 
 from sweeps.cli.live_layout import CellRow, RunningTrial
 from sweeps.cli.live_view import LiveView, SweepProgress
+from sweeps.experiment.cell_trials import cell_trials, planned
 from sweeps.experiment.code_fingerprint import code_fingerprint
-from sweeps.experiment.plan import cell_trials, plan, planned
+from sweeps.experiment.plan import plan
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial

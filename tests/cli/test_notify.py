@@ -15,8 +15,8 @@ from sweeps.cli.command import Command
 from sweeps.cli.notify import Notifier, notice, notify_address
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import settle
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import expand
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.report.build import NOT_ASKED
 from tests.support.servers import free_port

@@ -20,8 +20,9 @@ from crelu_models.model import Model
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.status import as_json, status, text
 from sweeps.cli.verbs import reconcile
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import current_plan, expand, plan
+from sweeps.experiment.plan import current_plan, plan
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json
 from sweeps.imagenet_placement import CELLS
 from sweeps.launch import launch

@@ -15,9 +15,10 @@ from sweeps.cli.live_layout import CellRow, RunningTrial
 from sweeps.cli.live_view import LiveView
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import settle
+from sweeps.experiment.cell_trials import sweep_trials
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Plan, current_plan, plan, plan_to_json, sweep_trials
+from sweeps.experiment.plan import Plan, current_plan, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Float

@@ -17,8 +17,9 @@ from sweeps.cli.settings import Settings, settle
 from sweeps.execution import ray_runtime, tuner
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import expand, plan
+from sweeps.experiment.plan import plan
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.report.build import NOT_ASKED
 from sweeps.store.lease import Lease, LeaseHeldError

@@ -16,8 +16,9 @@ from sweeps.cli.command import Command
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, settle
 from sweeps.cli.summary import conclude, print_summary, reconcile_command
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Plan, expand, plan, plan_to_json
+from sweeps.experiment.plan import Plan, plan, plan_to_json
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.report.build import NOT_ASKED
 from sweeps.store.integrity import noted_damage

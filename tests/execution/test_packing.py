@@ -23,8 +23,8 @@ from sweeps.execution.session import DriverState, Limits
 from sweeps.execution.throughput import Throughputs
 from sweeps.execution.watchdog import STOP_POLL, Watchdog
 from sweeps.execution.worker import train_function, work
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import expand
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.rule import Trajectory
 from sweeps.experiment.rates import RateStudy

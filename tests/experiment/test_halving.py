@@ -14,8 +14,9 @@ import pytest
 from crelu_models.tables import S2
 from sweeps.experiment import sampling
 from sweeps.experiment import study as study_module
+from sweeps.experiment.cell_trials import sweep_trials
 from sweeps.experiment.halving import Bracket, Job, bracket_epochs, rungs
-from sweeps.experiment.plan import plan, sweep_trials
+from sweeps.experiment.plan import plan
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sampling import Observation, Point, Sampler
 from sweeps.experiment.search import Search

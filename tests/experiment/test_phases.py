@@ -3,7 +3,7 @@
 import pytest
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import cell_trials, expand
+from sweeps.experiment.cell_trials import cell_trials, expand
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.study import study

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from crelu_models.tables import S2
+from sweeps.experiment.cell_trials import BEYOND, cell_trials, expand, planned
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import Metric
-from sweeps.experiment.plan import BEYOND, cell_trials, expand, plan, plan_to_json, planned
+from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep, sweep_from_json

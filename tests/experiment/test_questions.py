@@ -14,8 +14,9 @@ from scipy import stats
 
 from sweeps.cli.options import parser
 from sweeps.cli.settings import asked_part, protocol_of
+from sweeps.experiment.cell_trials import expand, question_waves, sweep_trials
 from sweeps.experiment.metrics import TOP1, Metric
-from sweeps.experiment.plan import expand, plan, plan_to_json, question_waves, sweep_trials
+from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.questions.expected_cost import expected_costs
 from sweeps.experiment.questions.question import Question, check_questions
 from sweeps.experiment.questions.registration import changes_of, contents, register

@@ -8,7 +8,8 @@ import pytest
 from sweeps import cifar_width, full_grid
 from sweeps.cli.options import parser
 from sweeps.cli.settings import protocol_of
-from sweeps.experiment.plan import plan, plan_to_json, rate_choices, sweep_trials
+from sweeps.experiment.cell_trials import rate_choices, sweep_trials
+from sweeps.experiment.plan import plan, plan_to_json
 from sweeps.experiment.rates import RateStudy, choose
 from sweeps.experiment.recipe import SPRINGENBERG, VGG
 from sweeps.experiment.search import Search

@@ -11,7 +11,7 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from crelu_models.tables import S2
-from sweeps.experiment.plan import cell_trials, expand
+from sweeps.experiment.cell_trials import cell_trials, expand
 from sweeps.experiment.recipe import ALLCONV, Dimension
 from sweeps.experiment.sampling import suggest, wilcoxon_prunes
 from sweeps.experiment.search import Search, budget

@@ -16,7 +16,8 @@ from crelu_models.model import Model
 from crelu_models.tables import S2, S8
 from sweeps import Choice, Float, Int
 from sweeps.experiment import study as study_module
-from sweeps.experiment.plan import Plan, plan, plan_to_json, sweep_trials
+from sweeps.experiment.cell_trials import sweep_trials
+from sweeps.experiment.plan import Plan, plan, plan_to_json
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_SGD
 from sweeps.experiment.search import Search, budget, own_point, search_from_json, search_to_json

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from crelu_models.tables import PAPER, S2, S8
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.code_fingerprint import cell_fingerprint
-from sweeps.experiment.plan import expand, plan
+from sweeps.experiment.plan import plan
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, VGG
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import PHASES, SCHEMA, Cell, Trial, cell_from_json, cell_to_json, trial_from_json

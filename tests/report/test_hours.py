@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli.status import status
+from sweeps.experiment.cell_trials import sweep_trials
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import current_plan, plan, plan_to_json, sweep_trials
+from sweeps.experiment.plan import current_plan, plan, plan_to_json
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Float
 from sweeps.experiment.sweep import Protocol, Sweep

@@ -13,8 +13,9 @@ import pytest
 from crelu_models.tables import S2
 from sweeps.__main__ import main
 from sweeps.cifar_width import CELLS as WIDTH
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import TOP1, TRAIN, Metric
-from sweeps.experiment.plan import current_plan, expand, plan
+from sweeps.experiment.plan import current_plan, plan
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS

@@ -12,8 +12,9 @@ from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import settle
 from sweeps.cli.status import status
 from sweeps.cli.summary import Summary, print_summary
+from sweeps.experiment.cell_trials import BEYOND, question_waves, sweep_trials
 from sweeps.experiment.metrics import TOP1, Metric
-from sweeps.experiment.plan import BEYOND, plan, question_waves, sweep_trials
+from sweeps.experiment.plan import plan
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.registration import changes_of, contents, register
 from sweeps.experiment.search import Search

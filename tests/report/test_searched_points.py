@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from crelu_models.model import Model
+from sweeps.experiment.cell_trials import sweep_trials
 from sweeps.experiment.metrics import HELD_OUT, TOP1
-from sweeps.experiment.plan import current_plan, plan, plan_to_json, sweep_trials
+from sweeps.experiment.plan import current_plan, plan, plan_to_json
 from sweeps.experiment.sampling import ENOUGH
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Choice, Float, Int

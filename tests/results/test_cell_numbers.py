@@ -15,6 +15,7 @@ from scipy import stats
 from crelu_models.tables import PAPER, S2
 from sweeps.cifar_width import CELLS, PROTOCOL
 from sweeps.cli.status import status
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import (
     AVERAGE,
     HELD_OUT,
@@ -28,7 +29,7 @@ from sweeps.experiment.metrics import (
     flags_of,
     phase_behind,
 )
-from sweeps.experiment.plan import current_plan, expand, plan, plan_to_json
+from sweeps.experiment.plan import current_plan, plan, plan_to_json
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Float

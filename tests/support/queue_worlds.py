@@ -28,7 +28,8 @@ from sweeps.execution import packing, tuner
 from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.session import DriverState, Limits
-from sweeps.experiment.plan import expand, has_failed, planned, question_waves, sweep_trials
+from sweeps.experiment.cell_trials import expand, planned, question_waves, sweep_trials
+from sweeps.experiment.plan import has_failed
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV

@@ -10,9 +10,10 @@ from sweeps.cli import run
 from sweeps.cli.live_view import LiveView
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import asked_part, settle
+from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.code_fingerprint import code_fingerprint
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.plan import Plan, expand, plan
+from sweeps.experiment.plan import Plan, plan
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.store import checkpoint
