@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from crelu_models.spec import ALIASES
 
@@ -46,13 +47,21 @@ def _kernels() -> Any:
     return fused
 
 
+def kernels_for(x: Tensor, *others: Tensor) -> Any:
+    """Return the module of a GPU's kernels; None where it cannot be used for these tensors."""
+    if type(x) is not Tensor or not (x.is_cuda or INTERPRETED) or torch.compiler.is_compiling():
+        return None
+    forward_mode = forward_ad._current_level >= 0
+    return None if forward_mode or any(map(_mapped, (x, *others))) else _kernels()
+
+
 def _fused(x: Tensor, kind: str) -> Tensor | None:
     """Return the activation of x by a GPU's kernel; None where there is none for it."""
-    if not (x.is_cuda or INTERPRETED) or torch.compiler.is_compiling() or _mapped(x):
+    module = kernels_for(x)
+    if module is None:
         return None
-    module = _kernels()
-    form = _format(x)
-    if module is None or not module.accepts(x, kind, form):
+    form = layout(x)
+    if not module.accepts(x, kind, form):
         return None
     y: Tensor = module.apply(x, kind, form)
     return y
@@ -62,7 +71,7 @@ def _compiled(x: Tensor, dim: int, least: int = 0) -> int:
     """Return the number of rows in which the compiled loops take x; 0 where they do not, or up to `least` elements."""
     if x.device.type != "cpu" or x.numel() <= least or torch.get_num_threads() > 1:
         return 0
-    form = _format(x)
+    form = layout(x)
     if torch.compiler.is_compiling() or _mapped(x) or not x.is_contiguous(memory_format=form):
         return 0
     # A row is contiguous in memory: all channels of one position, or all positions of all channels of one picture.
@@ -78,7 +87,7 @@ class _CReLU(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, dim: int) -> Tensor:
         """Write both phases into one new tensor, channels last where x is."""
-        form = _format(x)
+        form = layout(x)
         y = _empty(x, dim, 2 * x.shape[dim], form)
         rows = _compiled(x, dim)
         if rows and _loops().write_crelu(x, y, rows):
@@ -117,7 +126,7 @@ class _CReLU(torch.autograd.Function):
 
 def _gradient(gradient: Tensor, y: Tensor, dim: int) -> Tensor:
     """Return the gradient by x, from the gradient by y = CReLU(x), in a new tensor, channels last where y is."""
-    form = _format(y)
+    form = layout(y)
     by_x = _empty(y, dim, y.shape[dim] // 2, form)
     rows = _compiled(y, dim)
     if rows and _loops().accepts(by_x, rows):
@@ -157,6 +166,8 @@ def crelu(x: Tensor) -> Tensor:
 class CReLU(nn.Module):
     """Concatenated ReLU: (n, k, ...) to (n, 2k, ...)."""
 
+    kind = "crelu"
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the positive and the negative phase of x."""
         return crelu(x)
@@ -165,9 +176,11 @@ class CReLU(nn.Module):
 class AVR(nn.Module):
     """Absolute value rectification: |x|, with gradient 0 at 0."""
 
+    kind = "avr"
+
     def forward(self, x: Tensor) -> Tensor:
         """Return |x|, of the shape of x."""
-        fused = _fused(x, "avr")
+        fused = _fused(x, self.kind)
         return x.abs() if fused is None else fused
 
 
@@ -229,7 +242,7 @@ def _mapped(x: Tensor) -> bool:
     return bool(functorch.is_functorch_wrapped_tensor(x) or functorch.is_legacy_batchedtensor(x))
 
 
-def _format(x: Tensor) -> torch.memory_format:
+def layout(x: Tensor) -> torch.memory_format:
     """Return the layout of x: channels last, or plain."""
     last = x.dim() == 4 and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crelu_models.activations import activation
+from crelu_models.chain import Chain
 from crelu_models.spec import CHANNEL_FACTOR, Conv, Drop, Linear, Net, Pool, seed_from
 
 STEPS = 1 << 16  # resolution of a dropout rate on a CPU
@@ -138,7 +139,7 @@ def build(net: Net, classes: int, size: int | None = None) -> nn.Sequential:
             if row.act != "none":
                 modules[f"{row.name}_act"] = activation(row.act, filters)
     modules.setdefault("flatten", nn.Flatten())
-    return nn.Sequential(OrderedDict(modules))
+    return Chain(OrderedDict(modules))
 
 
 def initialise(module: nn.Module, net: Net, init: str, seed: int) -> None:

@@ -1,0 +1,71 @@
+"""Modules one after another, some of which a GPU takes by kernels of ours that read and write a tensor less often."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from crelu_models.activations import kernels_for, layout
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Chain(nn.Sequential):
+    """Modules one after another, with the values and gradients of torch's `Sequential`, and printed as one.
+
+    On a GPU a conv's bias is added by the kernel of the activation behind it, and max pooling has a kernel of its own,
+    where these give torch's bits and are faster. A module with a hook is called as it is.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the last module."""
+        if kernels_for(x) is None:
+            y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+            return y
+        modules = list(self)
+        while modules:
+            module = modules.pop(0)
+            result = _pooled(module, x)
+            if result is None and modules:
+                result = _conv_and_activation(module, modules[0], x)
+                del modules[: result is not None]
+            x = module(x) if result is None else result
+        return x
+
+    def _get_name(self) -> str:
+        return "Sequential"
+
+
+def _conv_and_activation(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor | None:
+    """Return the activation of a conv's output, both biased by one kernel; None where none does that."""
+    kind = "relu" if type(act) is nn.ReLU else getattr(act, "kind", "")
+    if type(conv) is not nn.Conv2d or conv.bias is None or conv.padding_mode != "zeros" or not x.numel():
+        return None
+    module = kernels_for(x, conv.weight, conv.bias)
+    casts = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if casts else x.dtype
+    if module is None or _is_watched(conv, act) or not module.accepts_bias(kind, dtype, x.device):
+        return None
+    y = functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    result: Tensor = module.apply(y, kind, layout(y), conv.bias.to(y.dtype))
+    return result
+
+
+def _pooled(pool: nn.Module, x: Tensor) -> Tensor | None:
+    """Return the max pooling of x by a kernel; None where none does that."""
+    if type(pool) is not nn.MaxPool2d or pool.dilation != 1 or pool.return_indices:
+        return None
+    module = kernels_for(x)
+    sizes = pool.kernel_size, pool.stride, pool.padding
+    if module is None or _is_watched(pool) or any(type(size) is not int for size in sizes):
+        return None
+    window = module.Window(*sizes, pool.ceil_mode)
+    result: Tensor | None = module.max_pool(x, window) if module.accepts_pool(x, window) else None
+    return result
+
+
+def _is_watched(*modules: nn.Module) -> bool:
+    """Return whether calls of these modules do more than their classes say: they, or all, have a hook."""
+    hooked = any("forward" in vars(module) or any(getattr(module, name) for name in HOOKS) for module in modules)
+    return hooked or bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
