@@ -171,4 +171,11 @@ def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path
     ]
     assert all(min(figures[name]) > 0 for name in ("pictures_s", "processes_s", "resident_percent", "copy_percent"))
     assert all(0 <= percent < 100 for percent in figures["stall_percent"])
+    assert all(min(figures[name]) > 0 for name in ("over_torch", "over_definition"))
+    assert [row["name"].partition(" (")[0] for row in rows if row["section"] == "activations"] == [
+        "crelu", "bias crelu", "max pool 3/2",
+    ]  # fmt: skip
+    assert {row["name"].split(", ")[1] for row in rows if row["section"] == "step"} == {
+        "eager", "torch's graph", "graph",
+    }  # fmt: skip
     assert figures["result"] == ["left out: ffcv is not installed", "left out: it needs a GPU"]
