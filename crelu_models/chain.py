@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 from torch.nn import functional
 
 from crelu_models.activations import kernels_for, layout
@@ -48,7 +49,9 @@ def _conv_and_activation(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor |
     if module is None or _is_watched(conv, act) or not module.accepts_bias(kind, dtype, x.device):
         return None
     y = functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-    result: Tensor = module.apply(y, kind, layout(y), conv.bias.to(y.dtype))
+    # Where cuDNN may choose by speed alone, the bits of another run are not asked for.
+    any_order = cudnn.benchmark and not cudnn.deterministic
+    result: Tensor = module.apply(y, kind, layout(y), conv.bias.to(y.dtype), any_order)
     return result
 
 

@@ -29,6 +29,7 @@ LEFT: set[str] = set()
 TIMED_SHAPE = (128, 96, 32, 32)
 SLEEP_CYCLES = 10_000_000  # some 5 ms, in which what is timed is launched
 LARGEST_WINDOW = 3
+SUMMED_TILES = 8  # of a program that sums them: fewer sums remain to be summed
 DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "crelu": lambda x: torch.cat([torch.relu(x), torch.relu(-x)], 1),
@@ -126,13 +127,11 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _backward(  # type: ignore[no-untyped-def]
-    g, saved, bias, by_x, rows, width, map_size,
-    kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
+def _gradient(  # type: ignore[no-untyped-def]
+    g, saved, bias, row, column, rows, width, map_size,
+    kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient by x of each row; each phase's is rounded, as torch does, before they are joined."""
-    row = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)[:, None]
-    column = tl.program_id(1) * wide + tl.arange(0, wide)[None, :]
+    """Return the gradient by x of some rows; each phase's is rounded, as torch does, before they are joined."""
     inside = (row < rows) & (column < width)
     single = row * width + column
     up = row * (2 * width) + column
@@ -152,29 +151,73 @@ def _backward(  # type: ignore[no-untyped-def]
             negative = tl.load(saved + up + width, inside, 0.0).to(tl.float32)
         by_up = _by_phase(tl.load(g + up, inside, 0.0).to(tl.float32), positive, kind, slope)
         by_down = _by_phase(tl.load(g + up + width, inside, 0.0).to(tl.float32), negative, kind, slope)
-        by_up = _rounded(by_up, by_x.dtype.element_ty).to(tl.float32)
-        result = by_up - _rounded(by_down, by_x.dtype.element_ty).to(tl.float32)
-    tl.store(by_x + single, _rounded(result, by_x.dtype.element_ty), inside)
+        result = _rounded(by_up, dtype).to(tl.float32) - _rounded(by_down, dtype).to(tl.float32)
+    return _rounded(result, dtype)
+
+
+@jit
+def _plus(a, b):  # type: ignore[no-untyped-def]
+    """Return a sum; what Triton has in Triton's own language is not for the interpreter once it is imported."""
+    return a + b
+
+
+@jit
+def _backward(  # type: ignore[no-untyped-def]
+    g, saved, bias, by_x, sums, rows, width, map_size,
+    kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
+    tiles: tl.constexpr, summed: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient by x of so many tiles of rows; where `summed`, their sum along each column too."""
+    column = tl.program_id(1) * wide + tl.arange(0, wide)[None, :]
+    total = tl.full([high, wide], 0.0, tl.float32)
+    for tile in range(tiles):
+        row = (tl.program_id(0).to(tl.int64) * tiles + tile) * high + tl.arange(0, high)[:, None]
+        inside = (row < rows) & (column < width)
+        result = _gradient(
+            g, saved, bias, row, column, rows, width, map_size, kind, slope, biased, by_x.dtype.element_ty
+        )
+        tl.store(by_x + row * width + column, result, inside)
+        if summed:
+            total += tl.where(inside, result.to(tl.float32), 0.0)
+    if summed:
+        columns = tl.program_id(1) * wide + tl.arange(0, wide)
+        tl.store(sums + tl.program_id(0) * width + columns, tl.reduce(total, 0, _plus), columns < width)
+
+
+def _tile(x: Tensor, form: torch.memory_format) -> tuple[int, int, int, int]:
+    """Return the rows and the width of x, and the height and the width of a tile of them.
+
+    A row is what lies together in memory of one position, or of one picture.
+    """
+    width = x.shape[1] if form == torch.channels_last else x[0].numel()
+    wide = min(BLOCK, triton.next_power_of_2(width))
+    return x.numel() // width, width, BLOCK // wide, wide
 
 
 def _launch(
-    kernel: Any, x: Tensor, bias: Tensor | None, kind: str, form: torch.memory_format, *tensors: Tensor
+    kernel: Any,
+    x: Tensor,
+    bias: Tensor | None,
+    kind: str,
+    form: torch.memory_format,
+    *tensors: Tensor,
+    **constants: int,
 ) -> None:
-    """Run a kernel over the rows of x: what lies together in memory of one position, or of one picture."""
-    width = x.shape[1] if form == torch.channels_last else x[0].numel()
-    rows = x.numel() // width
-    wide = min(BLOCK, triton.next_power_of_2(width))
-    high = BLOCK // wide
-    kernel[(triton.cdiv(rows, high), triton.cdiv(width, wide))](
-        *tensors, rows, width, width // x.shape[1], kind, SLOPE, bias is not None, high, wide, enable_fp_fusion=False
-    )
+    """Run a kernel over the rows of x; in each run it takes the constant `tiles` of them, by default one."""
+    rows, width, high, wide = _tile(x, form)
+    kernel[(triton.cdiv(rows, high * constants.get("tiles", 1)), triton.cdiv(width, wide))](
+        *tensors, rows, width, width // x.shape[1], kind, SLOPE, bias is not None, high, wide, **constants,
+        enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 class _Fused(torch.autograd.Function):
     """Activation of one kind, of x or of x plus the bias of its channels; forward and backward by one kernel each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, kind: str, form: torch.memory_format) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, kind: str, form: torch.memory_format, any_order: bool
+    ) -> Tensor:
         """Write the activation of x, in the layout `form`, into a new tensor."""
         channels = x.shape[1] if kind in SINGLE else 2 * x.shape[1]
         shape = (x.shape[0], channels, *x.shape[2:])
@@ -182,34 +225,42 @@ class _Fused(torch.autograd.Function):
         _launch(_forward, x, bias, kind, form, x, x if bias is None else bias, y)
         ctx.kind = kind
         ctx.form = form
+        ctx.any_order = any_order
         ctx.save_for_backward(*([x, bias] if kind in BY_INPUT else [y, None]))
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        """Return the gradients by x and by the bias, which is torch's sum: the order of a sum decides its bits."""
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients by x and by the bias.
+
+        The latter is torch's sum, whose order decides its bits; in any order it is summed in the same pass.
+        """
         saved, bias = ctx.saved_tensors
-        kind, form = ctx.kind, ctx.form
-        if _left_to_torch(gradient, kind, form):
-            by_x = _formula(gradient, saved if bias is None else saved + _along_channels(bias, saved), kind)
+        by_bias: Tensor | None = None
+        if torch.is_grad_enabled() or _is_batch(gradient):
+            by_x = _formula(gradient, saved if bias is None else saved + _along_channels(bias, saved), ctx.kind)
         else:
-            shape = (saved.shape[0], gradient.shape[1] // (1 if kind in SINGLE else 2), *saved.shape[2:])
-            by_x = torch.empty(shape, dtype=saved.dtype, device=saved.device, memory_format=form)
-            gradient = gradient.contiguous(memory_format=form)
-            _launch(_backward, by_x, bias, kind, form, gradient, saved, saved if bias is None else bias, by_x)
-        by_bias = by_x.sum((0, *range(2, by_x.dim()))) if ctx.needs_input_grad[1] else None
-        return by_x, by_bias, None, None
+            summed = ctx.any_order and ctx.needs_input_grad[1] and ctx.form == torch.channels_last
+            by_x, by_bias = _by_kernel(gradient, saved, bias, ctx.kind, ctx.form, summed)
+        if by_bias is None and ctx.needs_input_grad[1]:
+            by_bias = by_x.sum((0, *range(2, by_x.dim())))
+        return by_x, by_bias, None, None, None
 
 
-def _left_to_torch(gradient: Tensor, kind: str, form: torch.memory_format) -> bool:
-    """Return whether torch's operations take a gradient: one derived again, a batch of them, or of another layout.
-
-    The last only for ReLU, whose gradient torch gives the layout of the gradient that came: the bits of its sum over
-    positions depend on that.
-    """
-    if torch.is_grad_enabled() or _is_batch(gradient):
-        return True
-    return kind == "relu" and not gradient.is_contiguous(memory_format=form)
+def _by_kernel(
+    gradient: Tensor, saved: Tensor, bias: Tensor | None, kind: str, form: torch.memory_format, summed: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient by x, and where `summed` that by the bias."""
+    shape = (saved.shape[0], gradient.shape[1] // (1 if kind in SINGLE else 2), *saved.shape[2:])
+    by_x = torch.empty(shape, dtype=saved.dtype, device=saved.device, memory_format=form)
+    tensors = gradient.contiguous(memory_format=form), saved, saved if bias is None else bias, by_x
+    if not summed:
+        _launch(_backward, by_x, bias, kind, form, *tensors, by_x, tiles=1, summed=False)
+        return by_x, None
+    rows, width, high, _ = _tile(by_x, form)
+    sums = torch.empty((triton.cdiv(rows, high * SUMMED_TILES), width), dtype=torch.float32, device=by_x.device)
+    _launch(_backward, by_x, bias, kind, form, *tensors, sums, tiles=SUMMED_TILES, summed=True)
+    return by_x, sums.sum(0).to(by_x.dtype)
 
 
 def _is_batch(gradient: Tensor) -> bool:
@@ -254,9 +305,15 @@ def accepts_bias(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
     return exact and is_faster(kind, dtype, device, biased=True)
 
 
-def apply(x: Tensor, kind: str, form: torch.memory_format, bias: Tensor | None = None) -> Tensor:
-    """Return the activation of x, which the kernels accept in the layout `form`, plus the bias of its channels."""
-    y: Tensor = _Fused.apply(x, bias, kind, form)
+def apply(
+    x: Tensor, kind: str, form: torch.memory_format, bias: Tensor | None = None, any_order: bool = False
+) -> Tensor:
+    """Return the activation of x, which the kernels accept in the layout `form`, plus the bias of its channels.
+
+    In `any_order` the gradient by the bias may be summed in another order than torch's: with other bits, always the
+    same.
+    """
+    y: Tensor = _Fused.apply(x, bias, kind, form, any_order)
     return y
 
 
@@ -292,7 +349,7 @@ def _pool_forward(  # type: ignore[no-untyped-def]
     left = row % out_width * stride
     # Where all are -inf, torch names the first position of the picture, which only the windows on it hold.
     first = tl.where((top <= pad) & (left <= pad), (pad - top) * side + pad - left, side * side)
-    place = first + tl.zeros([high, wide], tl.int32)
+    place = first + tl.full([high, wide], 0, tl.int32)
     best = tl.full([high, wide], float("-inf"), tl.float32)
     for k in tl.static_range(side * side):
         line = top + (k // side - pad)
@@ -321,9 +378,9 @@ def _pool_backward(  # type: ignore[no-untyped-def]
     line = row // width % height + pad
     column = row % width + pad
     reach: tl.constexpr = (side - 1) // stride + 1  # windows over a position, along a side
-    total = tl.zeros([high, wide], tl.float32)
-    only = tl.zeros([high, wide], tl.float32)
-    windows = tl.zeros([high, 1], tl.int32)
+    total = tl.full([high, wide], 0.0, tl.float32)
+    only = tl.full([high, wide], 0.0, tl.float32)
+    windows = tl.full([high, 1], 0, tl.int32)
     for i in tl.static_range(reach * reach):
         # By ascending row and column of the windows: so torch adds them.
         top = line // stride - (reach - 1 - i // reach)
@@ -492,11 +549,11 @@ def pool_is_faster(window: Window, dtype: torch.dtype, device: torch.device) -> 
 def is_faster(kind: str, dtype: torch.dtype, device: torch.device, biased: bool = False) -> bool:
     """Return whether the kernels take less time than the definition, forward and backward, on one shape."""
 
-    def theirs(x: Tensor, *biases: Tensor) -> Tensor:
-        return DEFINITIONS[kind](x + _along_channels(biases[0], x) if biases else x)
+    def theirs(x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return DEFINITIONS[kind](x if bias is None else x + _along_channels(bias, x))
 
-    def ours(x: Tensor, *biases: Tensor) -> Tensor:
-        return apply(x, kind, torch.channels_last, *biases)
+    def ours(x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return apply(x, kind, torch.channels_last, bias)
 
     return _beats(ours, theirs, dtype, device, biased)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from crelu_models import activations
 from crelu_models.activations import activation, crelu
 from crelu_models.chain import Chain
-from crelu_models.modules import build, initialise
+from crelu_models.modules import build, initialise, seed_dropout
 from crelu_models.spec import Conv, Net, Pool
 from crelu_models.tables import S2, S4
 
@@ -282,9 +282,10 @@ def launches(fused: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     launch, launch_pool = fused._launch, fused._launch_pool
 
-    def noted(kernel: object, x: Tensor, bias: Tensor | None, kind: str, *rest: object) -> None:
-        made.append(kind if bias is None and kernel is fused._forward else f"bias {kind}")
-        launch(kernel, x, bias, kind, *rest)
+    def noted(kernel: object, x: Tensor, bias: Tensor | None, kind: str, *rest: object, **constants: int) -> None:
+        summed = " summed" if constants.get("summed") else ""
+        made.append(kind if bias is None and kernel is fused._forward else f"bias {kind}{summed}")
+        launch(kernel, x, bias, kind, *rest, **constants)
 
     monkeypatch.setattr(fused, "_launch", noted)
     monkeypatch.setattr(fused, "_launch_pool", lambda *rest: made.append("pool") or launch_pool(*rest))
@@ -339,6 +340,41 @@ def test_biases_under_autocast_are_cast_as_torch_casts_them(
     assert asked == [torch.bfloat16] * 2
     assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert [value.dtype for value in results[0]] == [torch.bfloat16] + [torch.float32] * 4
+
+
+def test_with_the_fastest_kernels_a_bias_is_summed_with_its_activation(
+    exact_conv: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pictures = whole_numbers(small_net("relu", "crelu"), 8)
+    exact = trained(model, pictures)
+    made = launches(exact_conv, monkeypatch)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    assert all(torch.equal(a, b) for a, b in zip(trained(model, pictures), exact, strict=True))
+    assert made == ["bias relu", "bias crelu", "pool", "pool", "bias crelu summed", "bias relu summed"]
+    made.clear()
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    trained(model, pictures)
+    assert made[-1] == "bias relu"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["relu", "avr"])
+def test_a_bias_summed_in_another_order_is_near_torchs_sum_and_always_the_same(
+    fused: ModuleType, kind: str, dtype: torch.dtype
+) -> None:
+    shape = (2, 12, 17, 19)  # of more rows than a program takes, and not a multiple of them
+    x, by_y = (value.contiguous(memory_format=torch.channels_last) for value in draw(shape, "avr", dtype))
+    bias = torch.linspace(-1, 1, 12).to(dtype)
+    forms = [
+        partial(fused.apply, kind=kind, form=torch.channels_last, any_order=order) for order in (False, True, True)
+    ]
+    runs = [fused.with_gradients(lambda x, bias, form=form: form(x, bias=bias), [x, bias], by_y) for form in forms]
+    assert fused.same_bits(runs[0][:2], runs[1][:2])
+    assert fused.same_bits(runs[1], runs[2])
+    exact = runs[0][1].double().sum((0, 2, 3))
+    size = runs[0][1].double().abs().sum((0, 2, 3))
+    assert runs[1][2].dtype == dtype
+    assert ((runs[1][2].double() - exact).abs() <= exact.abs() * torch.finfo(dtype).eps + 1e-6 * size).all()
 
 
 def test_a_net_is_built_printed_and_cut_as_a_sequence(fused: ModuleType) -> None:
@@ -399,7 +435,7 @@ def test_what_kernels_of_a_net_do_not_take_is_left_to_torch(
     assert made == ["bias relu", "pool"]
 
 
-def test_the_gradient_of_relu_keeps_the_layout_that_torch_gives_it(fused: ModuleType) -> None:
+def test_the_gradient_of_relu_has_the_layout_that_torch_gives_it(fused: ModuleType) -> None:
     x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     for form in (torch.channels_last, PLAIN):
         by_y = torch.randn(2, 3, 4, 4).contiguous(memory_format=form)
@@ -444,7 +480,7 @@ from crelu_models import fused
 
 def moves(kernel, **constants):
     names = kernel.arg_names
-    types = {"places": "*u8"} | dict.fromkeys(("x", "y", "g", "saved", "bias", "by_x"), "*bf16")
+    types = {"places": "*u8", "sums": "*fp32"} | dict.fromkeys(("x", "y", "g", "saved", "bias", "by_x"), "*bf16")
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     whole = [n for n, name in enumerate(names) if name in ("channels", "width") or signature[name][0] == "*"]
     attributes = {(n,): [["tt.divisibility", 16]] for n in whole}
@@ -457,7 +493,8 @@ tile = {"high": 8, "wide": 128}
 for kind in fused.DEFINITIONS:
     for kernel in (fused._forward, fused._backward):
         for biased in (False, True):
-            moves(kernel, kind=kind, slope=fused.SLOPE, biased=biased, **tile)
+            sums = {"tiles": fused.SUMMED_TILES, "summed": biased} if kernel is fused._backward else {}
+            moves(kernel, kind=kind, slope=fused.SLOPE, biased=biased, **tile, **sums)
 for side, stride in ((2, 2), (3, 2)):
     for kernel in (fused._pool_forward, fused._pool_backward):
         print(sorted(moves(kernel, side=side, stride=stride, pad=0, **tile).items()))
@@ -508,20 +545,24 @@ def test_on_a_gpu_biases_and_pooling_have_the_bits_of_torch(
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(fused, "is_faster", lambda *_, **__: True)
     monkeypatch.setattr(fused, "pool_is_faster", lambda *_: True)
+    assert fused.accepts_bias("relu", dtype, device)
     for net in (S2.crelu(1, 2, 3), S2.activation("crelu_leaky", 2).avr(4), S4):
         model = build(net, 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         initialise(model, net, "he_fan_in", 0)
+        for layer in model:
+            if isinstance(layer, torch.nn.Conv2d):
+                torch.nn.init.normal_(layer.bias, std=0.1)
         pictures = torch.randn(32, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
         results = []
         for left in (set(), {"bias", "pool"}):
             monkeypatch.setattr(fused, "LEFT", left)
-            torch.manual_seed(0)
+            seed_dropout(model, 0, 0, 0)
             model.zero_grad()
             with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
                 scores = model(pictures)
             scores.float().logsumexp(1).sum().backward()
             results.append([scores.detach(), *(value.grad for value in model.parameters())])
-        assert [n for n, (ours, theirs) in enumerate(zip(*results, strict=True)) if not torch.equal(ours, theirs)] == []
+        assert [n for n, pair in enumerate(zip(*results, strict=True)) if not fused.same_bits(*zip(pair))] == []
 
 
 @pytest.mark.gpu
