@@ -21,6 +21,7 @@ from crelu_models.spec import Net
 from sweeps.cli.forecast import forecast_before_start, hours_per_training, visible_gpus, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
+from sweeps.cli.split_check import check_splits
 from sweeps.execution.cluster_address import check_cluster
 from sweeps.execution.resources import check_rank_batches, resolve_resources
 from sweeps.experiment.model_facts import check_models, counted_parameters, seen_by, user_names
@@ -29,7 +30,6 @@ from sweeps.experiment.profiles import EMBEDDED
 from sweeps.experiment.questions.expected_cost import expected_costs
 from sweeps.experiment.questions.question import asked_cells
 from sweeps.experiment.space import searched_models
-from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count

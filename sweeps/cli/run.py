@@ -34,6 +34,7 @@ from sweeps.cli.forecast import Forecast, compare, note_price, report_cost
 from sweeps.cli.notify import Notifier
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
+from sweeps.cli.split_check import check_splits
 from sweeps.cli.summary import Summary, conclude, reconcile_command
 from sweeps.execution import packing
 from sweeps.execution.cluster_address import check_cluster
@@ -46,7 +47,6 @@ from sweeps.execution.resources import (
 from sweeps.experiment.model_facts import check_models, user_names
 from sweeps.experiment.plan import Plan, plan, plan_to_json, without_damaged
 from sweeps.experiment.questions.registration import changes_of, contents, register
-from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.user_code import page_folder, shipped_files

@@ -10,8 +10,8 @@ from crelu_data.availability import expected_pictures
 from crelu_data.write import prepare
 from crelu_models.tables import S2, S5
 from sweeps.cli.options import ExitCode, parser
+from sweeps.cli.split_check import check_splits
 from sweeps.experiment.recipe import VGG
-from sweeps.experiment.split_check import check_splits
 from sweeps.experiment.sweep import Protocol
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.launch import launch
