@@ -18,6 +18,7 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.store.integrity import noted_damage
 from sweeps.tracking.layout import (
+    COLOUR,
     NOTE,
     NOTE_LENGTH,
     RENAMED,
@@ -161,7 +162,8 @@ def _holds(stored: Run, numbers: Mapping[str, float], params: Mapping[str, str |
 def _replace(client: MlflowClient, old: Run, params: Mapping[str, str | int | float], tags: Mapping[str, str]) -> Run:
     """Create a run in place of a cell's run, without its numbers and files, and move the runs below it there."""
     ours = (REPORT, REPORT_RUN, TRAININGS, REVISION)
-    old_tags = {name: tag for name, tag in old.data.tags.items() if not name.startswith("mlflow.") and name not in ours}
+    kept = {name: tag for name, tag in old.data.tags.items() if name == COLOUR or not name.startswith("mlflow.")}
+    old_tags = {name: tag for name, tag in kept.items() if name not in ours}
     experiment = old.info.experiment_id
     run = client.create_run(experiment, tags=old_tags | dict(tags), run_name=old.info.run_name).info.run_id
     client.log_batch(run, params=param_entities(params))

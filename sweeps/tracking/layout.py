@@ -7,6 +7,7 @@ experiment's: a reader who rearranges it in a browser changes his own copy.
 
 from __future__ import annotations
 
+import colorsys
 import dataclasses
 import hashlib
 import itertools
@@ -49,6 +50,7 @@ VIEW_ORDER: Final = "columnOrder"
 VIEW_WIDTHS: Final = "columnWidths"
 HEADING: Final = (7.5, 44)  # pixels of a letter of a column's heading, and of the room beside it
 VIEW: Final = "cells"
+COLOUR: Final = "mlflow.runColor"  # the tag of a run that says its colour on the page
 # What cells are compared by.
 METRICS: Final = (
     AVERAGE,
@@ -276,6 +278,16 @@ def _dropout(trial: Trial) -> str:
     rates = dict.fromkeys(chosen, 0.0) | trial.net.dropouts()
     percents = [f"{100 * rate:g}" for _, rate in sorted(rates.items())]
     return " ".join([*percents, "%", *sorted(rates)]) if any(rates.values()) else "none"
+
+
+def colours(keys: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each key of a sweep's cells, unlike those of its neighbours; more cells leave them as is."""
+    shades = {}
+    for number, key in enumerate(keys):
+        # Steps of the golden ratio never meet a hue again.
+        parts = colorsys.hls_to_rgb(number * 0.618034 % 1.0, (0.4, 0.6, 0.25)[number % 3], 0.65)
+        shades[key] = "#" + "".join(f"{round(255 * part):02x}" for part in parts)
+    return shades
 
 
 # Numbers --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,17 @@ from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
 from sweeps.store.local_uris import local_path, sqlite_file
 from sweeps.tracking.fenced_client import fenced
-from sweeps.tracking.layout import LEDGER, Owner, experiment_tags, params_of, short_names, varied_fields, words_apart
+from sweeps.tracking.layout import (
+    COLOUR,
+    LEDGER,
+    Owner,
+    colours,
+    experiment_tags,
+    params_of,
+    short_names,
+    varied_fields,
+    words_apart,
+)
 from sweeps.tracking.mlflow_client import PARENT, all_runs, connected, param_entities, run_tags
 
 if TYPE_CHECKING:
@@ -66,6 +76,7 @@ class RunIndex:
         self.client = fenced(connected(store.uri, tell), ledger.guard)
         self.owner = Owner(ledger.identity, sweep.title)
         self.names = short_names([cell.label for cell in sweep.cells])
+        self.colours = colours(cell.key for cell in sweep.everyone)
         self.varied = varied_fields(sweep.cells)
         self.words = words_apart(sweep.cells, self.varied)
         self.experiment = self._open_experiment()
@@ -213,12 +224,20 @@ class RunIndex:
         return params_of(trial, self.name_of(trial.cell), self.varied, self.words)
 
     def rename(self, run: str, cell: Cell, name: str, old_name: str, old_tags: Mapping[str, str]) -> None:
-        """Give a run the name and the tags that its cell has now, where they differ from its old ones."""
+        """Give a run the name and the tags that its cell has now, where they differ from its old ones.
+
+        A colour stays: somebody may have picked it in the UI.
+        """
         if old_name != name:
             self.client.update_run(run, name=name)
         tags = {tag: value for tag, value in labels_of(cell).items() if old_tags.get(tag, "") != value}
+        tags |= {} if COLOUR in old_tags else self._colour_of(cell)
         if tags:
             self.tag(run, tags)
+
+    def _colour_of(self, cell: Cell) -> dict[str, str]:
+        """Return the tag of a run that gives it the colour of its cell, the same for the cell and its trials."""
+        return {COLOUR: self.colours[cell.key]} if cell.key in self.colours else {}
 
     def create(
         self,
@@ -239,6 +258,7 @@ class RunIndex:
             "profile": self.sweep.scale,
             "cell.key": cell.key,
             **labels_of(cell),
+            **self._colour_of(cell),
             "data.kind": kind,
         }
         created = self.client.create_run(self.experiment, start_time=began, tags=of_cell | dict(tags), run_name=name)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import itertools
+import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -30,11 +31,13 @@ from sweeps.tracking import mlflow_client
 from sweeps.tracking.cell_runs import Published, publish_report
 from sweeps.tracking.layout import (
     AXIS,
+    COLOUR,
     LEDGER,
     NOTE,
     SWEEP,
     Page,
     cell_metrics,
+    colours,
     params_of,
     params_of_cell,
     placement,
@@ -337,6 +340,27 @@ def test_what_a_cell_is_called_now_stands_on_all_its_runs(
         assert known == (renamed.label, renamed.table, renamed.row)
 
 
+def test_trials_have_the_colour_of_their_cell_unless_somebody_picked_another(store: Store, ledger: Ledger) -> None:
+    trials = [Trial(cell, seed=seed) for cell in (CELL, OTHER) for seed in range(2)]
+    before = MlflowRuns(store, ledger, PLACEMENT)
+    train(before, trials[:2], (40.0, 42.0))
+    train(before, trials[2:], (30.0, 32.0))
+    shades: dict[str, set[str]] = {}
+    for run in runs(before):
+        shades.setdefault(run.data.tags["cell.key"], set()).add(run.data.tags[COLOUR])
+    assert shades == {key: {colour} for key, colour in colours([CELL.key, OTHER.key]).items()}
+    for run in (cell_run(before).info.run_id, before.runs[trials[0].key]):
+        before.client.set_tag(run, COLOUR, "#000000")
+    before.client.delete_tag(before.runs[trials[1].key], COLOUR)  # as an earlier version made it
+    before.client.log_metric(cell_run(before).info.run_id, "agg/stray", 1.0)  # so that the cell gets another run
+    again = MlflowRuns(store, ledger, PLACEMENT)
+    again.rename_trials(trials)
+    again.sync_cell(CELL, trials[:2])
+    assert cell_run(again).info.run_id != cell_run(before).info.run_id
+    now = {run.info.run_name: run.data.tags[COLOUR] for run in runs(again) if run.data.tags["cell.key"] == CELL.key}
+    assert now == {"CReLU 1-4": "#000000", "CReLU 1-4 s0": "#000000", "CReLU 1-4 s1": colours([CELL.key])[CELL.key]}
+
+
 def test_runs_of_an_earlier_version_are_taken_over_where_the_ledger_names_them(store: Store, ledger: Ledger) -> None:
     trial = Trial(CELL)
     projection = MlflowRuns(store, ledger, PLACEMENT)
@@ -407,6 +431,14 @@ def test_names_of_cells_differ_in_what_the_compare_view_shows(page: str) -> None
     names = short_names(labels)
     assert len({name[:AXIS] for name in names.values()}) == len(labels)
     assert short_names(labels[:-1]) == {label: names[label] for label in labels[:-1]}
+
+
+def test_cells_have_colours_of_their_own_that_more_cells_leave_as_they_are() -> None:
+    keys = [str(number) for number in range(60)]
+    shades = colours(keys)
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in shades.values())
+    assert len(set(shades.values())) == len(keys)
+    assert colours(keys[:5]) == {key: shades[key] for key in keys[:5]}
 
 
 def test_names_of_cells_stay_readable() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.tracking.layout import (
+    COLOUR,
     VIEW,
     VIEW_COLUMNS,
     VIEW_KEY,
@@ -29,7 +30,8 @@ def page() -> str:
 
 
 @pytest.mark.parametrize(
-    "name", [f'"{VIEW_TAG}"', f'"{VIEW_KEY}"', *(f'"{key}"' for key in (VIEW_COLUMNS, VIEW_ORDER, VIEW_WIDTHS))]
+    "name",
+    [f'"{VIEW_TAG}"', f'"{VIEW_KEY}"', f'"{COLOUR}"', *(f'"{key}"' for key in (VIEW_COLUMNS, VIEW_ORDER, VIEW_WIDTHS))],
 )
 def test_page_reads_shared_views_by_these_names(page: str, name: str) -> None:
     assert name in page
