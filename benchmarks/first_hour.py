@@ -4,8 +4,8 @@
     python -m benchmarks.first_hour FOLDER --output DIR    # the demo is done there: no training, no live view
 
 The demo runs in tmux on a terminal of 80x24, which then grows to 200x60; Ctrl-C is typed, and the same command resumes.
-MLflow's table and compare view, and the report on a desktop and a phone, are drawn by a headless Chromium. Each is a
-PNG in FOLDER, to be looked at. What a terminal or MLflow's table shows is also a text of the same name, which
+MLflow's table, charts and compare view, and the report on a desktop and a phone, are drawn by a headless Chromium. Each
+is a PNG in FOLDER, to be looked at. What a terminal or MLflow's table shows is also a text of the same name, which
 tests/test_first_hour.py compares with what the code prints. To renew the pictures of the docs:
 
     cp FOLDER/*.png FOLDER/*.txt docs/pictures
@@ -33,10 +33,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SWEEP = "sweeps.imagenet_placement"
 TITLE = "imagenet_placement-demo"
 SMALL, LARGE = (80, 24), (200, 60)
-DESKTOP, PHONE, TABLE, COMPARED = (1280, 900), (390, 844), (1414, 660), (1000, 620)
+DESKTOP, PHONE, TABLE, CHARTS, COMPARED = (1280, 900), (390, 844), (1414, 660), (1414, 1080), (1000, 620)
 PATIENCE = 3600.0  # seconds
 ASSISTANT = 0.35  # of a picture's width: what MLflow's assistant takes besides, at the right, in a new browser
-SETTLED = 20_000  # virtual milliseconds for a page's scripts
+SETTLED = 60_000  # virtual milliseconds for a page's scripts
+MOUSE = "primaryHoverType=2,availableHoverTypes=2"  # else charts show the tools that a mouse over them brings up
 LETTER = (8.43, 20)  # pixels of a letter and of a line, in pictures of a terminal
 PAGE = """<html><body style="margin:0;padding:12px 16px;background:#191919;color:#b9bcba">
 <pre style="margin:0;font:14px/20px 'DejaVu Sans Mono',monospace">{code}</pre></body></html>"""
@@ -113,7 +114,7 @@ def draw_text(ansi: str, size: tuple[int, int], path: Path) -> None:
 
 
 def screenshot(address: str, size: tuple[int, int], path: Path, right: float = 0.0) -> None:
-    """Draw a page as a picture of this size, in few enough colours for a small file.
+    """Draw a page as a picture of this size, in few enough colours for a small file; those of small dots are kept.
 
     The page is wider by a share of that, `right` of the picture.
     """
@@ -121,7 +122,7 @@ def screenshot(address: str, size: tuple[int, int], path: Path, right: float = 0
 
     _chromium(f"--window-size={int(size[0] * (1 + right))},{size[1]}", f"--screenshot={path}", address)
     with Image.open(path) as picture:
-        small = picture.crop((0, 0, *size)).convert("RGB").quantize(128)
+        small = picture.crop((0, 0, *size)).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
     small.save(path, optimize=True)
     print(f"{path}  {size[0]}x{size[1]}, {path.stat().st_size / 1e3:.0f} kB", flush=True)
 
@@ -130,7 +131,7 @@ def _chromium(*words: str) -> str:
     """Run a headless Chromium, and return what it prints."""
     command = [
         shutil.which("chromium") or "chromium-browser", "--headless", "--no-sandbox", "--hide-scrollbars",
-        f"--virtual-time-budget={SETTLED}", *words,
+        f"--virtual-time-budget={SETTLED}", f"--blink-settings={MOUSE}", *words,
     ]  # fmt: skip
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
@@ -229,8 +230,8 @@ def _answers(address: str) -> bool:
 
 
 def draw_mlflow(folder: Path, output: Path) -> None:
-    """Draw the table of runs, and the cells beside each other."""
-    from sweeps.tracking.layout import compare_address, table_address
+    """Draw the table of runs, its charts, and the cells beside each other."""
+    from sweeps.tracking.layout import charts_address, compare_address, table_address
 
     with mlflow_ui(output) as server:
         from mlflow import MlflowClient
@@ -243,6 +244,7 @@ def draw_mlflow(folder: Path, output: Path) -> None:
         screenshot(f"{server}/{table_address(number)}", TABLE, folder / "mlflow.png", ASSISTANT)
         # So wide that no column is left out.
         write_columns(f"{server}/{table_address(number)}", (4000, TABLE[1]), folder / "mlflow.txt")
+        screenshot(f"{server}/{charts_address(number)}", CHARTS, folder / "mlflow-charts.png", ASSISTANT)
         screenshot(f"{server}/{compare_address(number, cells)}", COMPARED, folder / "compare.png", ASSISTANT)
 
 

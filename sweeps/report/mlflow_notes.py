@@ -19,6 +19,7 @@ from sweeps.tracking.layout import (
     REPORT,
     Page,
     cell_metrics,
+    charts_address,
     compare_address,
     run_address,
     shown,
@@ -105,7 +106,11 @@ def _links(
 ) -> list[str]:
     cells = [runs[cell.cell.key] for cell in results.cells if cell.cell.key in runs]
     page = run_address(experiment, report, f"{REPORT}/report.html")
-    links = [f"[the report]({page})", f"[all cells in a table]({table_address(experiment)})"]
+    links = [
+        f"[the report]({page})",
+        f"[all cells in a table]({table_address(experiment)})",
+        f"[in charts]({charts_address(experiment)})",
+    ]
     if len(cells) > 1:
         links.append(f"[{count(len(cells), 'cell')} beside each other]({compare_address(experiment, cells)})")
     tested = [run for run in cell_results.done(*TESTED) if run.mlflow]

@@ -1,8 +1,8 @@
 """Layout of a sweep in MLflow: parameters, the columns of its table, and the addresses of its pages.
 
 MLflow shows no metric until its reader picks one, unless the address names a view that the experiment carries as a
-tag. That tag is private to MLflow's page; a test looks for it in the page that is installed. The view is the
-experiment's: a reader who rearranges it in a browser changes his own copy.
+tag. That tag is private to MLflow's page; a test looks for it in the page that is installed. A page that does not know
+a key of a view ignores it. The view is the experiment's: a reader who rearranges it in a browser changes his own copy.
 """
 
 from __future__ import annotations
@@ -48,9 +48,15 @@ VIEW_KEY: Final = "viewStateShareKey"
 VIEW_COLUMNS: Final = "selectedColumns"
 VIEW_ORDER: Final = "columnOrder"
 VIEW_WIDTHS: Final = "columnWidths"
+VIEW_CHARTS: Final = "compareRunCharts"
+VIEW_SECTIONS: Final = "compareRunSections"
 HEADING: Final = (7.5, 44)  # pixels of a letter of a column's heading, and of the room beside it
 VIEW: Final = "cells"
+CURVES: Final = "curves"  # the view whose charts have all trainings, since it folds none
+CHART_MODE: Final = "compareRunsMode=CHART"  # in an address: the page opens on its charts
 COLOUR: Final = "mlflow.runColor"  # the tag of a run that says its colour on the page
+# Sections in which the page puts the charts that it makes of our metrics; "Model metrics" is of names without a "/".
+FOLDED: Final = ("agg", "best", "final", "net", "paper", "sys", "train", "val", "Model metrics")
 # What cells are compared by.
 METRICS: Final = (
     AVERAGE,
@@ -344,18 +350,63 @@ def experiment_tags(metric: Metric = PERCENT) -> dict[str, str]:
     names = {f"metrics.`{name}`": name for name in columns(metric)} | {f"params.`{name}`": name for name in PARAMS}
     letter, room = HEADING
     widths = {column: round(room + letter * len(name)) for column, name in names.items()}
-    view = {VIEW_COLUMNS: [*names], VIEW_ORDER: [*names], VIEW_WIDTHS: widths}
+    table = {VIEW_COLUMNS: [*names], VIEW_ORDER: [*names], VIEW_WIDTHS: widths}
+    folded = _charts(metric, "Unfold a cell") | {"hideEmptyCharts": False}  # that of the curves says why it is empty
+    by_cell = {"mode": "param", "groupByData": "cell"}
+    grouped = {"groupBy": {"aggregateFunction": "average", "groupByKeys": [by_cell]}, "useGroupedValuesInCharts": False}
     return {
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": metric.mean,
         "mlflow.experiment.primaryMetric.greaterIsBetter": str(metric.better == "higher"),
-        f"{VIEW_TAG}{VIEW}": json.dumps(view),
+        f"{VIEW_TAG}{VIEW}": json.dumps(table | folded),
+        f"{VIEW_TAG}{CURVES}": json.dumps(table | _charts(metric, "Trainings") | grouped),
     }
+
+
+def _charts(metric: Metric, whose: str) -> dict[str, object]:
+    """Return the charts of a view; those that the page makes itself of every other metric are folded below them.
+
+    The page gives a chart no title but the names of its metrics. So the headings of their sections, of which it shows
+    some thirty letters, say what there is; `whose` the curves are begins the second.
+    """
+    cells, trainings = "cells", "trainings"
+    sections = [
+        _section(cells, f"Cells: {metric.words}, {metric.better} is better", 2),
+        _section(trainings, f"{whose}: {metric.held_out_words} by epoch", 1),
+    ]
+    scales = {"xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear", "lineSmoothness": 0}
+    mean, parameters = ({"key": name, "type": "METRIC"} for name in (metric.mean, PARAMETERS))
+    return {
+        VIEW_SECTIONS: [*sections, *(_section(name, name) for name in FOLDED)],
+        VIEW_CHARTS: [
+            _chart(cells, "BAR", metricKey=metric.mean),
+            _chart(cells, "SCATTER", xaxis=parameters, yaxis=mean),
+            _chart(trainings, "LINE", metricKey=metric.row, selectedMetricKeys=[metric.row], **scales),
+        ],
+        "isAccordionReordered": True,  # else the page sorts sections by name
+        "runsHiddenMode": "SHOW_ALL",  # else the page draws the first ten runs
+    }
+
+
+def _section(key: str, name: str, columns: int = 0) -> dict[str, object]:
+    """Return a section of charts, unfolded where it has columns."""
+    shape = {"columns": columns, "cardHeight": 300} if columns else {}
+    return {"uuid": key, "name": name, "display": bool(columns), "isReordered": False} | shape
+
+
+def _chart(section: str, kind: str, **content: object) -> dict[str, object]:
+    key = {"uuid": f"{section}-{kind}", "type": kind, "metricSectionId": section}
+    return key | {"isGenerated": False, "deleted": False} | content
 
 
 def table_address(experiment: str) -> str:
     """Return the address of the experiment's table with the columns above, relative to the server's."""
     return f"#/experiments/{experiment}/runs?{VIEW_KEY}={VIEW}"
+
+
+def charts_address(experiment: str) -> str:
+    """Return the address of the experiment's charts, with the curves of all trainings."""
+    return f"#/experiments/{experiment}/runs?{VIEW_KEY}={CURVES}&{CHART_MODE}"
 
 
 def run_address(experiment: str, run: str, file: str = "") -> str:

@@ -21,7 +21,7 @@ from sweeps.results.cell_numbers import groups
 from sweeps.results.evidence import SweepResults, read_sweep
 from sweeps.results.marks import MARKS
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.layout import Page
+from sweeps.tracking.layout import Page, charts_address, compare_address, run_address, table_address
 from tests.support.sweeps import BASELINE, Made, make, only, unsearched
 
 FALLING = [50.0 - epoch for epoch in range(30)]
@@ -95,6 +95,19 @@ def test_marks_of_the_second_cell_are_these(tmp_path: Path) -> None:
     assert "- <sup>r</sup> restarted: a training diverged or died and was begun anew with another seed.\n" in (
         noted(results)["B"].note
     )
+
+
+def test_note_leads_to_the_report_the_table_its_charts_and_the_compare_view(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    results = read_sweep(ledger, small_table(ledger))
+    (line,) = [line for line in noted(results)[SMALL[0].label].note.splitlines() if line.startswith("[the report]")]
+    runs = ["a" * 32] * len(results.cells)
+    assert re.findall(r"\((#.*?)\)", line) == [
+        run_address("1", "a" * 32, "report/report.html"),
+        table_address("1"),
+        charts_address("1"),
+        compare_address("1", runs),
+    ]
 
 
 def test_number_of_the_paper_is_no_metric_beside_trainings_that_are_not_its(tmp_path: Path) -> None:
