@@ -206,14 +206,21 @@ def rich_table(plan: Plan, rows: Sequence[TableRow]) -> Table:
     return _drawn(table_columns(plan, rows), plan.sweep.title)
 
 
+def _millions(counts: Sequence[int | None]) -> list[str]:
+    """Return numbers of parameters in millions, with two digits of the least, and decimals alike."""
+    least = min(filter(None, counts), default=1_000_000)
+    decimals = max(2, 8 - len(str(least)))
+    return ["-" if number is None else f"{number / 1e6:.{decimals}f}M" for number in counts]
+
+
 def table_columns(plan: Plan, rows: Sequence[TableRow]) -> list[TableColumn]:
     """Return the columns of the table, the cells' labels first and their marks last."""
     measured = plan.sweep.metric
     on_paper = any(cell.table for cell in plan.sweep.cells)
-    parameters = (f"{row.parameters / 1e6:.2f}M" if row.parameters is not None else "-" for row in rows)
+    counts = [row.parameters for row in rows]
     columns = [
         TableColumn("cell", tuple(row.label for row in rows), is_number=False),
-        TableColumn("params", tuple(parameters)),
+        TableColumn("params", tuple(_millions(counts))),
     ]
     for metric in dict.fromkeys(metric for row in rows for metric in row.numbers):
         ours = (_words(row.numbers[metric], measured) if metric in row.numbers else "" for row in rows)

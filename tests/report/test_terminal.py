@@ -51,3 +51,12 @@ def test_wide_table_becomes_several_without_a_cut_number(tmp_path: Path) -> None
         assert all(words[1] != "paper" for words in headings)
         assert " ".join(re.findall(r"of 10|folds|diverged|seeds|died", text)).startswith("of 10 folds diverged")
     assert len(headings) == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [([530_000, 982_345, None], ["0.53M", "0.98M", "-"]), ([5123, 12_345], ["0.0051M", "0.0123M"]),
+     ([99_999], ["0.100M"]), ([100_000], ["0.10M"]), ([0, None], ["0.00M", "-"])],
+)  # fmt: skip
+def test_parameters_have_two_digits_of_the_least(counts: list[int | None], words: list[str]) -> None:
+    assert terminal._millions(counts) == words
