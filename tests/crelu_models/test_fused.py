@@ -28,11 +28,13 @@ TWO_BYTES = (torch.bfloat16, torch.float16)
 WINDOWS = [(2, 2, 0, False), (3, 2, 0, True), (3, 2, 0, False), (3, 2, 1, False), (3, 1, 1, False), (2, 3, 0, True)]
 CPU = torch.device("cpu")
 PLAIN = torch.contiguous_format
+NO_TRITON = "an environment without CUDA has no Triton"
 
 
 @pytest.fixture(scope="module")
 def fused() -> Iterator[ModuleType]:
     """Return the kernels for Triton's interpreter; what other tests import is compiled for a GPU."""
+    pytest.importorskip("triton", reason=NO_TRITON)
     name = "crelu_models.fused"
     sys.modules.pop(name, None)
     with pytest.MonkeyPatch.context() as patch:
@@ -503,6 +505,7 @@ for side, stride in ((2, 2), (3, 2)):
 
 
 def test_kernels_compile_for_a_gpu_and_pooling_moves_16_bytes_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason=NO_TRITON)
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     variables["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=variables, check=False)
