@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crelu_models.from_factory import build_model
 from crelu_models.model import Model
-from crelu_models.named import error_text
+from crelu_models.named import error_text, load_named
 
 PICTURES = 2  # of a pass: batch norm needs two
 
@@ -51,6 +51,8 @@ def count(model: Model, classes: int) -> int:
 
     ValueError where it cannot be built.
     """
+    for name in model.user_names:  # tensors that the user's modules make on import have values
+        load_named(name)
     try:
         with torch.device("meta"):
             module = build_model(model, classes, 0)

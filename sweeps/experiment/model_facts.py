@@ -149,7 +149,21 @@ def _known() -> dict[Request, NetFacts | str]:
 
 
 def _measured(requests: Sequence[Request]) -> list[NetFacts | str]:
-    """Build models in a process of its own: the code of a user may print, or end its process."""
+    """Build models in a process of its own: the code of a user may print, or end its process.
+
+    Those behind one that ends it have another process. Where that ends before any answer, so would the others'.
+    """
+    facts: list[NetFacts | str] = []
+    while len(facts) < len(requests):
+        answers, why = _answers(requests[len(facts) :])
+        facts += answers
+        behind = requests[len(facts) :]
+        facts += [f"{model.factory} {why}" for model, *_ in (behind[:1] if answers else behind)]
+    return facts
+
+
+def _answers(requests: Sequence[Request]) -> tuple[list[NetFacts | str], str]:
+    """Return the answers of a process up to the model that ended it, and what it did."""
     asked = [{"model": model.to_json(), "classes": classes, "size": size} for model, classes, size in requests]
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
@@ -162,9 +176,8 @@ def _measured(requests: Sequence[Request]) -> list[NetFacts | str]:
                 timeout=TIMEOUT,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return [f"{model.factory} is not built within {TIMEOUT:.0f} s" for model, *_ in requests]
+            return [], f"is not built within {TIMEOUT:.0f} s"
         answers = json.loads(answer.read_text()) if answer.exists() else []
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    # The one at which the process ended is that behind the last answer.
-    answers += [f"{model.factory} ends its process: {last}" for model, *_ in requests[len(answers) :]]
-    return [answer if isinstance(answer, str) else NetFacts(*answer) for answer in answers]
+    facts = [answer if isinstance(answer, str) else NetFacts(*answer) for answer in answers]
+    return facts, f"ends its process: {last}"

@@ -93,6 +93,14 @@ def test_facts_come_from_a_process_of_their_own() -> None:
     assert done.stdout.rstrip().endswith("False")
 
 
+def test_model_that_ends_the_process_leaves_the_others_their_facts() -> None:
+    small, placed, dies = (Model(f"{USERS}:{name}") for name in ("small", "reads", "dies"))
+    first, second, third, fourth = measure([(small, 6, 0), (dies, 6, 0), (placed, 6, 0), (dies, 7, 0)])
+    assert isinstance(first, NetFacts)
+    assert isinstance(third, NetFacts)
+    assert second == fourth == f"{USERS}:dies ends its process: exit code 3"
+
+
 def test_parameters_of_models_are_counted_without_pictures_and_without_their_memory() -> None:
     """A count is that of the measurement; of a model that reads a value, which needs memory, too."""
     small = Model(f"{USERS}:small")

@@ -1,5 +1,6 @@
 """Models as users write them, for tests: batch norm, dropout of every kind, randomness that no key reaches."""
 
+import os
 import random
 
 import numpy as np
@@ -50,9 +51,12 @@ def huge(num_classes: int) -> nn.Module:
     return nn.Linear(10**12, num_classes, bias=False)
 
 
+WIDTH = torch.full((1,), 3)
+
+
 def reads(num_classes: int) -> nn.Module:
-    """Return a net whose width is read from a tensor."""
-    width = int(torch.full((1,), 4).item())
+    """Return a net whose width is read from tensors: of the module, and its own."""
+    width = int(WIDTH.item() + torch.full((1,), 1).item())
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, width), nn.Linear(width, num_classes))
 
 
@@ -134,6 +138,11 @@ def no_module(num_classes: int) -> list[int]:
 def ends(num_classes: int) -> nn.Module:
     """End the process."""
     raise SystemExit(4)
+
+
+def dies(num_classes: int) -> nn.Module:
+    """End the process as a fault of a library does."""
+    os._exit(3)
 
 
 def meta_shy(num_classes: int) -> nn.Module:
