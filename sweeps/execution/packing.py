@@ -70,12 +70,18 @@ class PackPolicy:
         if most < 2 or start < 0 or not self._packs(first):
             return members
         kind = self.kind(first)
-        state, peak = memory_estimate(first, classes, crop)
+        own = memory_estimate(first, classes, crop)
+        if own is None:
+            return members
+        state, peak = own
         for trial in waiting:
             if len(members) + 2 > most:
                 break
             if self.kind(trial) == kind and self._packs(trial) and max(0, start - 1) <= epoch(trial) <= start + 1:
-                more, step = memory_estimate(trial, classes, crop)
+                estimate = memory_estimate(trial, classes, crop)
+                if estimate is None:
+                    continue
+                more, step = estimate
                 most_at_once = peak + step if self.side_by_side else max(peak, step)
                 if state + more + most_at_once <= self.memory:
                     members.append(trial)
@@ -88,15 +94,20 @@ class PackPolicy:
         return self.cells is None or trial.cell.key in self.cells
 
 
-def memory_estimate(trial: Trial, classes: int, crop: int) -> tuple[int, int]:
+def memory_estimate(trial: Trial, classes: int, crop: int) -> tuple[int, int] | None:
     """Return a trial's bytes between steps, and its further bytes in a step; members take their steps in turn.
+
+    None where its model cannot be built, as a search may choose its arguments: it trains alone, and fails alone.
 
     Between steps: weights, gradients, the optimiser's buffers, averaged weights, and the best weights where the phase
     keeps them. In a step: four bytes for each element of each map after the convolution, after the activation, and for
     its gradient.
     """
     copies = (5 if trial.recipe.optimiser in ("adam", "adamw") else 4) + bool(trial.recipe.ema)
-    facts = net_facts(trial.net, classes, crop)
+    try:
+        facts = net_facts(trial.net, classes, crop)
+    except ValueError:
+        return None
     return 4 * copies * facts.parameters, 12 * trial.recipe.batch * facts.maps
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from crelu_data.datasets import dataset
+from crelu_models.model import Model
 from crelu_models.tables import S2
 from sweeps.cli.options import parser
 from sweeps.cli.run import _set_pack_policy
@@ -25,6 +26,7 @@ from sweeps.execution.watchdog import STOP_POLL, Watchdog
 from sweeps.execution.worker import train_function, work
 from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.model_facts import measure
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.rule import Trajectory
 from sweeps.experiment.rates import RateStudy
@@ -78,11 +80,28 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
     assert grouped(PackPolicy()) == grouped(PackPolicy(16), 1) == []
     assert grouped(PackPolicy(16, frozenset({trials[0].cell.key, trials[4].cell.key}))) == [4]
     assert grouped(PackPolicy(16, resident=frozenset({base.cell.dataset}))) == [-1, 1, 4]
-    state, step = packing.memory_estimate(base, 4, 64)
+    state, step = packing.memory_estimate(base, 4, 64) or (0, 0)
     assert grouped(PackPolicy(16, memory=2 * state + step)) == [1]
     assert grouped(PackPolicy(16, memory=2 * state + step - 1)) == []
     assert grouped(PackPolicy(16, memory=3 * state + 3 * step, side_by_side=True)) == [1, 4]
     assert grouped(PackPolicy(16, memory=3 * state + 3 * step - 1, side_by_side=True)) == [1]
+
+
+def test_trial_whose_model_cannot_be_built_trains_alone() -> None:
+    model = Model("tests.support.user_models:small", size=32, rate=0.5)
+    base = trial_of("All-CNN-B")
+    cell = dataclasses.replace(base.cell, net=model)
+    rates = (0.5, 2.0, 0.25)  # of dropout, and torch takes none above 1
+    trials = [dataclasses.replace(base, cell=cell, choices=(("model.rate", rate),)) for rate in rates]
+    good, bad, _ = trials
+    measure([(trial.net, 4, 32) for trial in trials])  # in one process
+
+    def members(first: Trial) -> list[float]:
+        beside = PackPolicy(16).members_for(first, trials, lambda _: 0, 16, 4, 32)
+        return [float(value) for trial in beside for _, value in trial.choices]
+
+    assert members(good) == [0.5, 0.25]
+    assert members(bad) == []
 
 
 def throughputs(trials: list[Trial], shares: dict[int, float | None]) -> Throughputs:
