@@ -104,7 +104,7 @@ def left_out(declared: Plan, settings: Settings) -> str:
     """Return which finished trainings of the last start a plan has no more: no view shows them; empty for none.
 
     They are of cells that were taken off the page, of folds or a search that are no longer asked for, or of another
-    page of this name.
+    page of this name. Those of a setting that a search has yet to choose, or a study of the rate, may be chosen again.
     """
     sweep = declared.sweep
     last = _last_declared(sweep.title, settings)
@@ -112,19 +112,31 @@ def left_out(declared: Plan, settings: Settings) -> str:
         return ""
     kept = {status.trial.key for status in declared.statuses}
     before = [status.trial for status in plan(last, settings.ledger, {}).statuses if status.result is not None]
-    by_label = Counter(trial.cell.label for trial in before if trial.key not in kept)
-    if not by_label:
+    lost = [trial for trial in before if trial.key not in kept]
+    if not lost:
         return ""
+    by_label = Counter(trial.cell.label for trial in lost)
+    open_places = set(map(_place_of, declared.pending))
+    again = sum(_place_of(trial) in open_places for trial in lost)
     cells = ", ".join(f"{number} of {label}" for label, number in by_label.items())
     where = cells if len(by_label) <= NAMED else f"of {count(len(by_label), 'cell')}"
-    number = by_label.total()
+    number = len(lost)
     verb, they = ("is", "it stays") if number == 1 else ("are", "they stay")
     is_other = not {cell.label for cell in last.cells} & {cell.label for cell in sweep.cells}
     remedy = "; another page of this name needs an --output of its own" if is_other else ""
+    if again:
+        remedy = (
+            f"; {again} of these {'counts' if again == 1 else 'count'} again if a search or study chooses the setting"
+        )
     return (
         f"{count(number, 'finished training')} of the last start {verb} no part of this one ({where}): {they} on the "
         f"ledger, and table, report, status and MLflow leave {'it' if number == 1 else 'them'} out{remedy}"
     )
+
+
+def _place_of(trial: Trial) -> tuple[str, str, int, int, int]:
+    """Return what a trial has in common with one of another setting that would take its place."""
+    return trial.cell.key, trial.phase, trial.seed, trial.folds, trial.fold
 
 
 def _print_plan(declared: Plan, today: Plan, settings: Settings, facts: Mapping[str, DataSet]) -> None:

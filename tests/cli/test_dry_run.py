@@ -21,12 +21,12 @@ from sweeps.cli.dry_run import absent_pictures, dry_run, left_out, pictures_text
 from sweeps.cli.options import ExitCode, parser
 from sweeps.cli.settings import Settings, absolute_dataset, asked_part, changed_protocol, declare, settle
 from sweeps.experiment.cell_trials import expand
-from sweeps.experiment.metrics import TOP1
+from sweeps.experiment.metrics import HELD_OUT, TOP1
 from sweeps.experiment.plan import Plan, current_plan, plan, plan_to_json
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
-from sweeps.experiment.space import Int
+from sweeps.experiment.space import Float, Int
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell
 from sweeps.results.cell_numbers import printed_gains
@@ -417,6 +417,22 @@ def test_what_the_last_start_had_and_this_one_has_no_more_is_told(
         run.run_sweep(sweep, sweep, settings)
     assert (told in capsys.readouterr().err) if told else ("the last start" not in capsys.readouterr().err)
     assert left_out(plan(sweep, settings.ledger, {}), settings) == ""  # it is the last start now
+
+
+def test_trainings_of_a_setting_that_a_search_may_choose_again_are_told_as_such(tmp_path: Path) -> None:
+    cells = (Cell("a", S2, SMALL, ALLCONV), Cell("b", S2.avr(1), SMALL, ALLCONV))
+    settings = settle(cells, parser("s", "").parse_args(["--output", str(tmp_path), "--data-dir", str(tmp_path)]))
+    make(settings.ledger, Sweep("s", "paper", cells, Protocol(seeds=2)), lambda _: Made({TOP1: 9.0}))
+    before = settings.ledger.results().keys()
+    search = Search(3, "random", space={"recipe.lr": Float(1e-3, 1, log=True)})
+    sweep = Sweep("s", "paper", cells[:1], Protocol(seeds=2, search=search))
+    told = left_out(plan(sweep, settings.ledger, {}), settings)
+    assert "(2 of a, 2 of b): they stay" in told
+    assert told.endswith("leave them out; 2 of these count again if a search or study chooses the setting")
+    # The first point of the search is the cell's own setting, and wins.
+    make(settings.ledger, sweep, lambda trial: Made({HELD_OUT: 9.0 if trial.recipe == ALLCONV else 10.0}))
+    statuses = plan(sweep, settings.ledger, {}).statuses
+    assert len(before & {status.trial.key for status in statuses}) == 2
 
 
 def ends(*_: object) -> None:
