@@ -101,7 +101,7 @@ def _last_declared(title: str, settings: Settings) -> Sweep | None:
 
 
 def left_out(declared: Plan, settings: Settings) -> str:
-    """Return which finished trainings of the last start a plan has no more: no view shows them; empty for none.
+    """Return which finished trainings of the last start a plan has no more; empty for none. In MLflow their runs stay.
 
     They are of cells that were taken off the page, of folds or a search that are no longer asked for, or of another
     page of this name. Those of a setting that a search has yet to choose, or a study of the rate, may be chosen again.
@@ -130,7 +130,7 @@ def left_out(declared: Plan, settings: Settings) -> str:
         )
     return (
         f"{count(number, 'finished training')} of the last start {verb} no part of this one ({where}): {they} on the "
-        f"ledger, and table, report, status and MLflow leave {'it' if number == 1 else 'them'} out{remedy}"
+        f"ledger, and table, report, status and MLflow's cells leave {'it' if number == 1 else 'them'} out{remedy}"
     )
 
 

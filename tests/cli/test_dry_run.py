@@ -428,7 +428,9 @@ def test_trainings_of_a_setting_that_a_search_may_choose_again_are_told_as_such(
     sweep = Sweep("s", "paper", cells[:1], Protocol(seeds=2, search=search))
     told = left_out(plan(sweep, settings.ledger, {}), settings)
     assert "(2 of a, 2 of b): they stay" in told
-    assert told.endswith("leave them out; 2 of these count again if a search or study chooses the setting")
+    assert told.endswith(
+        "status and MLflow's cells leave them out; 2 of these count again if a search or study chooses the setting"
+    )
     # The first point of the search is the cell's own setting, and wins.
     make(settings.ledger, sweep, lambda trial: Made({HELD_OUT: 9.0 if trial.recipe == ALLCONV else 10.0}))
     statuses = plan(sweep, settings.ledger, {}).statuses
