@@ -286,14 +286,20 @@ def _dropout(trial: Trial) -> str:
     return " ".join([*percents, "%", *sorted(rates)]) if any(rates.values()) else "none"
 
 
-def colours(keys: Iterable[str]) -> dict[str, str]:
-    """Return a colour for each key of a sweep's cells, unlike those of its neighbours; more cells leave them as is."""
-    shades = {}
-    for number, key in enumerate(keys):
-        # Steps of the golden ratio never meet a hue again.
-        parts = colorsys.hls_to_rgb(number * 0.618034 % 1.0, (0.4, 0.6, 0.25)[number % 3], 0.65)
-        shades[key] = "#" + "".join(f"{round(255 * part):02x}" for part in parts)
-    return shades
+def colours(keys: Iterable[str], known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return a colour for each key of a sweep's cells, unlike those of its neighbours; more cells leave them as is.
+
+    Those that are `known` stay, and no other key gets one of them.
+    """
+    taken = set(known.values())
+    free = (colour for colour in map(_colour, itertools.count()) if colour not in taken)
+    return {key: known[key] if key in known else next(free) for key in keys}
+
+
+def _colour(number: int) -> str:
+    """Return a colour of a row without end: steps of the golden ratio never meet a hue again."""
+    parts = colorsys.hls_to_rgb(number * 0.618034 % 1.0, (0.4, 0.6, 0.25)[number % 3], 0.65)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
 
 
 # Numbers --------------------------------------------------------------------------------------------------------

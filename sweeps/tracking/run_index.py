@@ -76,7 +76,6 @@ class RunIndex:
         self.client = fenced(connected(store.uri, tell), ledger.guard)
         self.owner = Owner(ledger.identity, sweep.title)
         self.names = short_names([cell.label for cell in sweep.cells])
-        self.colours = colours(cell.key for cell in sweep.everyone)
         self.varied = varied_fields(sweep.cells)
         self.words = words_apart(sweep.cells, self.varied)
         self.experiment = self._open_experiment()
@@ -90,6 +89,12 @@ class RunIndex:
         self.measured: set[str] = set()  # keys of trials whose runs had numbers when they were read
         self.stored: dict[str, Run] = {}  # cells' runs as they were read, until something is sent to them
         self._read_runs()
+        self.colours = colours((cell.key for cell in sweep.everyone), self._known_colours())
+
+    def _known_colours(self) -> dict[str, str]:
+        """Return the colours that cells have, by their keys: that of a cell's run, else of one of its trials."""
+        tags = [*self.old_tags.values(), *(run.data.tags for run in self.stored.values())]
+        return {known.get("cell.key", ""): known[COLOUR] for known in tags if COLOUR in known}
 
     def _open_experiment(self) -> str:
         name = self.store.experiment

@@ -358,7 +358,23 @@ def test_trials_have_the_colour_of_their_cell_unless_somebody_picked_another(sto
     again.sync_cell(CELL, trials[:2])
     assert cell_run(again).info.run_id != cell_run(before).info.run_id
     now = {run.info.run_name: run.data.tags[COLOUR] for run in runs(again) if run.data.tags["cell.key"] == CELL.key}
-    assert now == {"CReLU 1-4": "#000000", "CReLU 1-4 s0": "#000000", "CReLU 1-4 s1": colours([CELL.key])[CELL.key]}
+    assert now == {"CReLU 1-4": "#000000", "CReLU 1-4 s0": "#000000", "CReLU 1-4 s1": "#000000"}
+
+
+def test_cells_keep_their_colours_where_others_come_before_them_or_go(store: Store, ledger: Ledger) -> None:
+    train(MlflowRuns(store, ledger, PLACEMENT), [Trial(CELL)], (40.0,))
+    train(MlflowRuns(store, ledger, PLACEMENT), [Trial(OTHER)], (30.0,))
+    fresh = dataclasses.replace(OTHER, label="fresh", net=OTHER.net.width(0.5))
+    sweep = dataclasses.replace(PLACEMENT, cells=(fresh, OTHER))
+    again = MlflowRuns(store, ledger, sweep)
+    train(again, [Trial(fresh)], (20.0,))
+    train(again, [Trial(OTHER, seed=1)], (32.0,))
+    shades: dict[str, set[str]] = {}
+    for run in runs(again):
+        shades.setdefault(run.data.tags["cell.key"], set()).add(run.data.tags[COLOUR])
+    # That of the cell which went is not given again: the run of its training stays.
+    expected = colours([CELL.key, OTHER.key, fresh.key])
+    assert shades == {key: {colour} for key, colour in expected.items()}
 
 
 def test_runs_of_an_earlier_version_are_taken_over_where_the_ledger_names_them(store: Store, ledger: Ledger) -> None:
