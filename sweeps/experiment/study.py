@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -197,7 +197,22 @@ def _ask(
 ) -> Point:
     """Return the point of a suggestion."""
     sampler = Sampler(search.sampler, search.seed, goal(search, cell).direction)
+    if search.sampler == "gp" and search.limits:
+        observed = tuple(_with_limits(search, cell, observed))
     return suggest(sampler, cell.key, space(search, cell), number, observed, running, own_point(search, cell))
+
+
+def _with_limits(search: Search, cell: Cell, observed: Sequence[Observation]) -> Iterator[Observation]:
+    """Yield observations as Optuna's Gaussian process takes them: each with all limits, and with a value.
+
+    It leaves out points without a value, and would ask for those beyond a limit again: they get the worst there is.
+    """
+    values = [each.value for each in observed if each.value is not None and math.isfinite(each.value)]
+    worst = max(values, key=goal(search, cell).loss, default=0.0)
+    for each in observed:
+        excess = dict.fromkeys(search.limits_by_name, 0.0) | dict(each.excess)
+        is_beyond = each.value is not None and math.isnan(each.value) and max(excess.values()) > 0
+        yield each._replace(value=worst if is_beyond else each.value, excess=tuple(excess.items()))
 
 
 def _trial_at(search: Search, cell: Cell, point: Point, thresholds: tuple[float, ...], rate: float) -> Trial:

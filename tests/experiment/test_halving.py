@@ -30,6 +30,7 @@ EPOCHS = 27
 CELL = Cell("Baseline", S2, "synthetic", dataclasses.replace(ALLCONV, epochs=EPOCHS))
 SPACE: Space = {"recipe.lr": Float(1e-3, 1, log=True), "recipe.optimiser": Choice("sgd", "adam"),
                 "recipe.batch": Int(16, 128, 16)}  # fmt: skip
+WIDTHS = Choice(0.25, 0.5, 0.75, 1.0)
 HALVED = Search(16, space=SPACE, halving=3, rung=1)
 
 
@@ -270,6 +271,13 @@ def test_a_sampler_is_told_of_a_trial_that_failed_after_a_rung_as_failed() -> No
     paused, failed = (Suggestion(n, (trial,), value, True, ((1, 20.0),)) for n, value in enumerate((20.0, math.nan)))
     told = study_module._as_equally_far([paused, failed])
     assert [each.value for each in told] == pytest.approx([20.0, math.nan], nan_ok=True)
+
+
+def test_a_gaussian_process_takes_paused_trials_beside_whole_ones_with_all_limits() -> None:
+    limits = {"parameters": S2.width(0.6).parameters(10), "seconds": 1e9}  # of paused trials the seconds are not known
+    state = play(dataclasses.replace(HALVED, sampler="gp", limits=limits, space=SPACE | {"net.width": WIDTHS})).study()
+    assert len(state.trials) == HALVED.trials
+    assert HALVED.trials < len(state.suggestions) <= 2 * HALVED.trials
 
 
 def test_a_failed_trial_goes_no_further_and_holds_nobody_up() -> None:

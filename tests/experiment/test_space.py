@@ -348,6 +348,15 @@ def test_tpe_follows_the_direction() -> None:
     assert points[0] == points[1]
 
 
+def test_a_gaussian_process_is_told_of_what_exceeds_a_limit() -> None:
+    """Optuna's leaves out points without a value: it asked for such ones to the end."""
+    most = S2.width(0.6).parameters(10)
+    search = Search(14, "gp", space=SPACE, prune=False, limits={"parameters": most, "seconds": 1e9})
+    state = study(search, CELL, played(search, log_rate), ())
+    assert len(state.trials) == 14
+    assert 14 < len(state.suggestions) <= 28
+
+
 def test_what_exceeds_the_limit_on_parameters_is_not_trained_and_costs_no_trial() -> None:
     most = S2.width(0.75).parameters(10)
     search = Search(6, space=SPACE, limits={"parameters": most + 0.5})
