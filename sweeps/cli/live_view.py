@@ -50,6 +50,7 @@ class SweepProgress:
         self.pending = list(plan.pending)
         self.planned: Sequence[Trial] = ()
         self.epochs: dict[str, int] = {}  # done, by trial key: of this session and of earlier ones
+        self.outdated: set[str] = set()  # keys of trials whose checkpoint is by other code
         self.best: dict[str, float] = {}  # hold-out values so far, the best of each trial
         self.curves: dict[str, list[float]] = {}  # by epoch: hold-out values, or training errors where none is held out
         self.speed: dict[str, float] = {}
@@ -108,15 +109,19 @@ class SweepProgress:
 
     def resume(self, trial: Trial, state: Json | None) -> None:
         """Take in where a trial that was begun goes on: the plain state of its checkpoint, unless by other code."""
-        if state is not None and state.get("code") == cell_fingerprint(trial.cell):
+        if state is not None and state.get("code") != cell_fingerprint(trial.cell):
+            self.outdated.add(trial.key)
+        elif state is not None:
             self.epochs[trial.key] = int(state.get("epoch", 0))
             for row in state.get("history", ()):
                 self._add_epoch(trial, row)
 
     def resumed(self, trials: Sequence[Trial]) -> str:
-        """Return how many trainings were interrupted, and after which epochs they go on."""
+        """Return how many trainings were interrupted, and after which epochs they go on, or why from the start."""
         places = Counter(self.epochs.get(trial.key, 0) for trial in trials)
-        parts = [f"{n} {f'after epoch {epoch}' if epoch else 'from the start'}" for epoch, n in sorted(places.items())]
+        outdated = len(self.outdated & {trial.key for trial in trials})
+        start = f"from the start{f' ({outdated} since the code has changed)' if outdated else ''}"
+        parts = [f"{n} {f'after epoch {epoch}' if epoch else start}" for epoch, n in sorted(places.items())]
         verb = "goes" if len(trials) == 1 else "go"
         return f"{count(len(trials), 'interrupted training')} {verb} on: {', '.join(parts)}"
 

@@ -102,7 +102,9 @@ def test_trial_that_was_begun_shows_where_it_goes_on(tmp_path: Path) -> None:
     progress.resume(trial, state)
     progress.resume(other, state | {"code": "older"})  # it begins anew
     assert progress.resumed([trial]) == "1 interrupted training goes on: 1 after epoch 3"
-    assert progress.resumed([trial, other]) == "2 interrupted trainings go on: 1 from the start, 1 after epoch 3"
+    assert progress.resumed([trial, other]) == (
+        "2 interrupted trainings go on: 1 from the start (1 since the code has changed), 1 after epoch 3"
+    )
     for begun in (trial, other):
         progress.apply("started", begun, {})
     shown = progress.rows()[0]
