@@ -1,4 +1,4 @@
-"""Modules one after another, some of which a GPU takes by kernels of ours that read and write a tensor less often."""
+"""Modules one after another. On a GPU kernels of ours do the work of some; they read and write tensors less often."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ INTERPRETED = knobs.runtime.interpret
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 BLOCK = 1024  # elements of a program
 SLOPE = 1 / 100  # of the leaky form
-# What is left to torch although a kernel would take it, "bias" or "pool": so a benchmark compares them.
+# Names of kernels that are switched off, "bias" or "pool": a benchmark compares a step with and without them.
 LEFT: set[str] = set()
 TIMED_SHAPE = (128, 96, 32, 32)
 SLEEP_CYCLES = 10_000_000  # some 5 ms, in which what is timed is launched
@@ -494,9 +494,9 @@ def is_exact(kind: str, dtype: torch.dtype, device: torch.device, biased: bool =
 
 @cache
 def adds_bias_apart(dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether torch's convolution adds its bias to its rounded result, and sums the bias's gradient, here.
+    """Return whether a device's convolution rounds its result before it adds the bias, and sums the bias's gradient.
 
-    On a GPU it does, whatever the shape; oneDNN on a CPU adds it before it rounds.
+    cuDNN on a GPU rounds first, for each shape. oneDNN on a CPU adds the bias first.
     """
     drawn = torch.Generator().manual_seed(0)
     shapes = (4, 16, 9, 9), (24, 16, 3, 3), (24,), (4, 24, 9, 9)

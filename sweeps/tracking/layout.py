@@ -372,8 +372,8 @@ def experiment_tags(metric: Metric = PERCENT) -> dict[str, str]:
 def _charts(metric: Metric, whose: str) -> dict[str, object]:
     """Return the charts of a view; those that the page makes itself of every other metric are folded below them.
 
-    The page gives a chart no title but the names of its metrics. So the headings of their sections, of which it shows
-    some thirty letters, say what there is; `whose` the curves are begins the second.
+    The page has no titles of charts but the names of metrics. So the headings of the sections say what is shown, in
+    thirty letters, which is what the page shows of them. The second heading begins with `whose` the curves are.
     """
     cells, trainings = "cells", "trainings"
     sections = [

@@ -1,4 +1,4 @@
-"""Commands that the program prints: each, wherever the source has it, is read by the parser that it is for.
+"""Commands that the program prints: the parser of its program reads each command that stands in the source.
 
 tests/cli/test_printed_commands_run.py runs them.
 """
