@@ -328,7 +328,8 @@ class Rival(NamedTuple):
 def activation_rival(name: str, x: Tensor) -> Rival:
     """Return an activation by name; "bias" before it stands for that of the conv in front."""
     from crelu_models.activations import activation
-    from crelu_models.fused import BY_INPUT, DEFINITIONS, accepts, accepts_bias, apply, is_exact
+    from crelu_models.gpu.activations import BY_INPUT, DEFINITIONS, apply
+    from crelu_models.gpu.choice import accepts, accepts_bias, is_exact
 
     kind = name.removeprefix("bias ")
     theirs = DEFINITIONS[kind]
@@ -352,7 +353,8 @@ def activation_rival(name: str, x: Tensor) -> Rival:
 
 def pool_rival(name: str, x: Tensor) -> Rival:
     """Return a max pooling of such windows, "3/2" for 3 by 3 with stride 2, as our nets have them."""
-    from crelu_models.fused import Window, accepts_pool, max_pool, pool_is_exact, torch_pool
+    from crelu_models.gpu.choice import accepts_pool, pool_is_exact
+    from crelu_models.gpu.pooling import Window, max_pool, torch_pool
 
     side, stride = map(int, name.split()[-1].split("/"))
     window = Window(side, stride, 0, ceil=side == 3)
@@ -374,13 +376,13 @@ def left_to_torch(is_left: bool) -> Iterator[None]:
     if not is_left:
         yield
         return
-    from crelu_models import fused
+    from crelu_models.gpu import choice
 
-    fused.LEFT.update(("bias", "pool"))
+    choice.LEFT.update(("bias", "pool"))
     try:
         yield
     finally:
-        fused.LEFT.clear()
+        choice.LEFT.clear()
 
 
 def replayed(bench: Bench, call: Callable[[], None]) -> Callable[[], object]:

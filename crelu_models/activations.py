@@ -39,16 +39,16 @@ def _loops() -> Any:
 
 @cache
 def _kernels() -> Any:
-    """Return the module of a GPU's kernels; None where Triton is not installed or does not load."""
+    """Return the module that says which kernels a GPU takes; None where Triton is not installed or does not load."""
     try:
-        from crelu_models import fused
+        from crelu_models.gpu import choice
     except Exception:  # Triton looks for a compiler and for drivers
         return None
-    return fused
+    return choice
 
 
 def kernels_for(x: Tensor, *others: Tensor) -> Any:
-    """Return the module of a GPU's kernels; None where it cannot be used for these tensors."""
+    """Return the module that says which kernels a GPU takes; None where none can be used for these tensors."""
     if type(x) is not Tensor or not (x.is_cuda or INTERPRETED) or torch.compiler.is_compiling():
         return None
     forward_mode = forward_ad._current_level >= 0

@@ -66,7 +66,7 @@ def source_of(net: Net, folder: Path = Path(__file__).parent) -> str:
     Comments, docstrings, annotations and error messages are removed; the order depends neither on the names of files
     nor on the order of definitions. The net's rows, their checks, and printing and counting of nets are left out.
     """
-    return reached_source(Rooms((("crelu_models", folder),)), ROOTS, kinds_of(net))
+    return reached_source(Rooms((("crelu_models", folder), ("crelu_models.gpu", folder / "gpu"))), ROOTS, kinds_of(net))
 
 
 def kinds_of(net: Net | Model) -> frozenset[str]:

@@ -46,7 +46,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ffcv": ("crelu_data.ffcv_patches", "crelu_data.decoders.ffcv_stage"),
     "simplejpeg": ("crelu_data",),
     "numba": ("crelu_models.kernels", "crelu_data.ffcv_patches", "crelu_data.decoders.ffcv_stage"),
-    "triton": ("crelu_models.fused",),
+    "triton": ("crelu_models.gpu",),
     "torch": (
         "crelu_models",
         "crelu_data",

@@ -20,7 +20,7 @@ from sweeps.experiment.user_code import source_of
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = "sweeps/training"
 # The store and execution are not among them: how states are saved, and who trains what where, decides no number.
-FOLDERS = ("crelu_models", "crelu_data", "crelu_data/decoders", "sweeps/experiment", TRAINING)
+FOLDERS = ("crelu_models", "crelu_models/gpu", "crelu_data", "crelu_data/decoders", "sweeps/experiment", TRAINING)
 # Definitions in these packages that decide no number either, by what their dotted names begin with.
 ENDS = (
     "crelu_data.availability.",  # pictures have a fingerprint of their own

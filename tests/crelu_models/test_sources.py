@@ -82,7 +82,7 @@ def test_an_edit_of_an_activation_changes_exactly_the_nets_that_use_it(
         ("modules.py", "BN_EPS, BN_MOMENTUM = 1e-3, 0.1", "BN_EPS, BN_MOMENTUM = 1e-5, 0.1"),
         ("modules.py", "nn.MaxPool2d if row.kind", "nn.AvgPool2d if row.kind"),
         ("chain.py", "pool.dilation != 1", "pool.dilation != 2"),
-        ("fused.py", "SLOPE = 1 / 100", "SLOPE = 1 / 50"),
+        ("gpu/activations.py", "SLOPE = 1 / 100", "SLOPE = 1 / 50"),
         ("modules.py", "mask * (1 / (1 - rate))", "mask"),
         ("modules.py", 'seed_from("weights", seed, row.name)', 'seed_from("weights", seed)'),
         ("modules.py", "scale = math.sqrt(2 / fan_out)", "scale = math.sqrt(1 / fan_out)"),

@@ -1,0 +1,232 @@
+"""Which kernels a GPU takes: those that a sample shows to have torch's bits there, and a timing to be faster.
+
+Where a bit differs, or a kernel does not compile, torch's operations are taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crelu_models.gpu.activations import DEFINITIONS, SINGLE, along_channels, apply
+from crelu_models.gpu.language import INTERPRETED
+from crelu_models.gpu.pooling import Window, max_pool, torch_pool
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+# Names of kernels that are switched off, "bias" or "pool": a benchmark compares a step with and without them.
+LEFT: set[str] = set()
+TIMED_SHAPE = (128, 96, 32, 32)
+SLEEP_CYCLES = 10_000_000  # some 5 ms, in which what is timed is launched
+LARGEST_WINDOW = 3
+
+
+def accepts(x: Tensor, kind: str, form: torch.memory_format) -> bool:
+    """Return whether the kernels take x: a known type, in one piece, and of a kind in which they are exact and fast."""
+    if x.dtype not in FLOATS or x.dim() < 2 or not x.numel() or not x.is_contiguous(memory_format=form):
+        return False
+    return is_exact(kind, x.dtype, x.device) and is_faster(kind, x.dtype, x.device)
+
+
+def accepts_bias(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether the kernels take the output of a conv without its bias, and the bias with the activation."""
+    if "bias" in LEFT or kind not in DEFINITIONS or dtype not in FLOATS:
+        return False
+    exact = adds_bias_apart(dtype, device) and is_exact(kind, dtype, device, biased=True)
+    return exact and is_faster(kind, dtype, device, biased=True)
+
+
+def accepts_pool(x: Tensor, window: Window) -> bool:
+    """Return whether the kernels take a max pooling of x: maps in one piece with channels last, and small windows."""
+    if "pool" in LEFT or x.dtype not in FLOATS or x.dim() != 4 or not x.numel() or window.side > LARGEST_WINDOW:
+        return False
+    if x.stride(1) != 1 or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    if min(map(window.outputs, x.shape[2:])) < 1:  # torch says that
+        return False
+    return pool_is_exact(window, x.dtype, x.device) and pool_is_faster(window, x.dtype, x.device)
+
+
+@cache
+def is_exact(kind: str, dtype: torch.dtype, device: torch.device, biased: bool = False) -> bool:
+    """Return whether the kernels give the bits of the definition on a sample, value and gradient, in both layouts."""
+    try:
+        return all(
+            agrees(partial(apply, kind=kind, form=form), kind, x, weight, bias if biased else None)
+            for x, weight, bias, form in samples(kind, dtype, device)
+        )
+    except Exception:  # the kernel does not compile here: torch's operations take its place
+        return False
+
+
+@cache
+def adds_bias_apart(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether a device's convolution rounds its result before it adds the bias, and sums the bias's gradient.
+
+    cuDNN on a GPU rounds first, for each shape. oneDNN on a CPU adds the bias first.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    shapes = (4, 16, 9, 9), (24, 16, 3, 3), (24,), (4, 24, 9, 9)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        x, weight, bias, by_y = (_last(torch.randn(shape, generator=drawn).to(device, dtype)) for shape in shapes)
+        whole = with_gradients(lambda bias: functional.conv2d(x, weight, bias, padding=1), [bias], by_y)
+        y = functional.conv2d(x, weight, padding=1)
+    return same_bits([y + along_channels(bias, y), by_y.sum((0, 2, 3))], whole)
+
+
+@cache
+def pool_is_exact(window: Window, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether the kernels of max pooling give torch's bits on samples, value and gradient."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            return all(
+                same_bits(*(with_gradients(partial(form, window=window), [x], by_y) for form in (max_pool, torch_pool)))
+                for x, by_y in pool_samples(window, dtype, device)
+            )
+    except Exception:  # as above, or torch refuses such a window
+        return False
+
+
+def pool_samples(window: Window, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield inputs and gradients by the output: drawn ones with ties, zeros, infinities and NaN, of several sides."""
+    generator = torch.Generator().manual_seed(0)
+    for height, width in ((9, 7), (8, 12)):
+        x = torch.randn((3, 24, height, width), generator=generator).mul(2).round().div(2)
+        x[:, ::4] = torch.rand(x[:, ::4].shape, generator=generator)
+        x[:, 1::4].relu_()
+        x.view(-1)[::41] = math.nan
+        x.view(-1)[::37] = math.inf
+        if device.type != "cpu":  # a CPU gives the gradient of a window of -inf alone to its first position
+            x.view(-1)[::11] = -math.inf
+            x[0] = -math.inf
+        shape = (3, 24, window.outputs(height), window.outputs(width))
+        by_y = torch.randn(shape, generator=generator)
+        by_y.view(-1)[::29] = 3e38
+        yield _last(x.to(device, dtype)), _last(by_y.to(device, dtype))
+
+
+@cache
+def pool_is_faster(window: Window, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether the kernels of max pooling take less time than torch's, forward and backward, on one shape."""
+    ours, theirs = (partial(form, window=window) for form in (max_pool, torch_pool))
+    return _beats(ours, theirs, dtype, device)
+
+
+@cache
+def is_faster(kind: str, dtype: torch.dtype, device: torch.device, biased: bool = False) -> bool:
+    """Return whether the kernels take less time than the definition, forward and backward, on one shape."""
+
+    def theirs(x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return DEFINITIONS[kind](x if bias is None else x + along_channels(bias, x))
+
+    def ours(x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return apply(x, kind, torch.channels_last, bias)
+
+    return _beats(ours, theirs, dtype, device, biased)
+
+
+def _beats(
+    ours: Callable[..., Tensor],
+    theirs: Callable[..., Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    biased: bool = False,
+) -> bool:
+    """Return whether a function of a map, and of a bias, takes less time than another, forward and backward."""
+    if TIMER is None:
+        return True
+    with torch.inference_mode(False), torch.enable_grad():
+        shapes = [TIMED_SHAPE, TIMED_SHAPE[1:2]] if biased else [TIMED_SHAPE]
+        try:
+            leaves = [_last(torch.zeros(shape, dtype=dtype, device=device)).requires_grad_() for shape in shapes]
+            weight = torch.zeros_like(theirs(*leaves))
+            calls = [partial(_both_ways, form, leaves, weight) for form in (ours, theirs)]
+            times = [TIMER(call, device) for call in calls]
+        except torch.OutOfMemoryError:
+            return False
+    return times[0] < times[1]
+
+
+def _both_ways(function: Callable[..., Tensor], leaves: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
+    """Go forward and backward; return the gradients."""
+    return torch.autograd.grad(function(*leaves), leaves, weight)
+
+
+def _last(x: Tensor) -> Tensor:
+    """Return a map with its channels last, and any other tensor as it is."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
+    """Return a GPU's time of five calls, without that of their launches: a graph has none."""
+    with torch.cuda.device(device):
+        call()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(SLEEP_CYCLES)  # type: ignore[no-untyped-call]
+        begin.record()
+        for _ in range(5):
+            call()
+        end.record()
+        end.synchronize()
+    return float(begin.elapsed_time(end))
+
+
+# Taken by tests for a timer of their own. The interpreter's speed says nothing.
+TIMER: Callable[[Callable[[], object], torch.device], float] | None = None if INTERPRETED else _milliseconds
+
+
+def samples(
+    kind: str, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor, Tensor, torch.memory_format]]:
+    """Yield inputs, gradients, biases and layouts: drawn ones, and zeros, infinities, NaN, small and large ones.
+
+    The exponential of -100 is smaller than any normal number.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((4, 24, 9, 7), generator=generator) * torch.logspace(-3, 1, 24)[:, None, None]
+    weight = torch.randn((4, 24 if kind in SINGLE else 48, 9, 7), generator=generator)
+    bias = torch.randn(24, generator=generator) * torch.logspace(-5, 1, 24)
+    special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-7, -1e-7, 3e38, -3e38, 1e-45])
+    for tensor, every in ((x, 5), (weight, 7)):
+        some = tensor.view(-1)[::every]
+        some.copy_(special.repeat(-(-len(some) // len(special)))[: len(some)])
+    x.view(-1)[3::55] = -100.0
+    for form in (torch.contiguous_format, torch.channels_last):
+        placed = [value.to(device, dtype).contiguous(memory_format=form) for value in (x, weight)]
+        yield placed[0], placed[1], bias.to(device, dtype), form
+
+
+def agrees(form: Callable[..., Tensor], kind: str, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Return whether value and gradients by a form of a kind are those of its definition, bit for bit."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x, weight = (value.clone(memory_format=torch.preserve_format) for value in (x, weight))
+        if bias is None:
+            ours = with_gradients(form, [x], weight)
+            theirs = with_gradients(DEFINITIONS[kind], [x], weight)
+        else:
+            ours = with_gradients(lambda x, bias: form(x, bias=bias), [x, bias.clone()], weight)
+            theirs = with_gradients(DEFINITIONS[kind], [x + along_channels(bias, x)], weight)
+            theirs.append(theirs[1].sum((0, 2, 3)))
+    return same_bits(ours, theirs)
+
+
+def with_gradients(function: Callable[..., Tensor], inputs: list[Tensor], weight: Tensor) -> list[Tensor]:
+    """Return a function's value at some inputs, and its gradients by them from this gradient by the value."""
+    leaves = [value.detach().requires_grad_() for value in inputs]
+    y = function(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, weight)]
+
+
+def same_bits(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    """Return whether tensors are equal bit for bit."""
+    return all(torch.equal(_bits(a), _bits(b)) for a, b in zip(ours, theirs, strict=True))
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Return the bits of x as integers, with one zero and one NaN: a CPU and a GPU give these different signs."""
+    integer = torch.int16 if x.element_size() == 2 else torch.int32
+    return torch.where(x.isnan(), math.nan, 0 + x).to(x.dtype).contiguous().view(integer)

@@ -1,0 +1,140 @@
+"""Which kernels a GPU takes, and that they compile for one."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from crelu_models.activations import activation, crelu
+from tests.support.gpu_kernels import CPU, NO_TRITON, PLAIN, Kernels, both, draw
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_kernel_of_elu_is_its_formula_and_is_taken_only_where_it_is_exact(gpu: Kernels) -> None:
+    x, weight = draw((3, 5, 7, 3))
+    ours = both(partial(gpu.activations.apply, kind="concat_elu", form=PLAIN), x, weight)
+    theirs = both(gpu.activations.DEFINITIONS["concat_elu"], x, weight)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert not gpu.choice.accepts(x, "concat_elu", PLAIN)
+    assert torch.equal(activation("concat_elu", 5)(x), gpu.activations.DEFINITIONS["concat_elu"](x))
+
+
+def test_a_kernel_that_does_not_compile_is_not_taken(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise RuntimeError("no ptxas")
+
+    monkeypatch.setattr(gpu.activations, "_launch", refused)
+    gpu.choice.is_exact.cache_clear()
+    assert not gpu.choice.accepts(torch.randn(2, 3), "crelu", PLAIN)
+    gpu.choice.is_exact.cache_clear()
+
+
+def test_activations_take_the_kernels(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(gpu.choice, "apply", lambda x, kind, form: taken.append(kind) or x)
+    monkeypatch.setattr(gpu.choice, "is_exact", lambda *_: True)
+    for kind in ("crelu", "crelu_leaky", "concat_elu", "avr", "antirectifier", "relu", "elu"):
+        activation(kind, 3)(torch.randn(2, 3, 4, 4))
+    assert taken == ["crelu", "crelu_leaky", "concat_elu", "avr", "crelu"]
+
+
+def test_what_the_kernels_do_not_take_is_left_to_torch(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu.activations, "_launch", None)
+    monkeypatch.setattr(gpu.choice, "is_exact", lambda *_: True)
+    x = torch.randn(4, 6, 5, 5)
+    for odd in (x.double(), x[:, ::2], x[:0], x[0, 0, 0], x.permute(2, 3, 0, 1)):
+        assert not gpu.choice.accepts(odd, "crelu", PLAIN)
+    assert torch.equal(crelu(x.double()), gpu.activations.DEFINITIONS["crelu"](x.double()))
+    assert torch.equal(torch.vmap(crelu)(x), torch.stack([torch.cat([e.relu(), (-e).relu()], 1) for e in x]))
+    gradient = torch.func.grad(lambda value: crelu(value).pow(2).sum())(x)
+    torch.testing.assert_close(gradient, 2 * x)
+    compiled = torch.compile(crelu, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), gpu.activations.DEFINITIONS["crelu"](x))
+
+
+def test_a_cpu_is_found_to_add_biases_before_it_rounds(gpu: Kernels) -> None:
+    assert not gpu.choice.adds_bias_apart(torch.float32, CPU)
+
+
+def test_the_faster_is_taken_of_two_that_give_equal_bits(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    window = gpu.pooling.Window(2, 2, 0, False)
+    monkeypatch.setattr(gpu.choice, "TIMED_SHAPE", (1, 3, 6, 6))
+    for first, faster in ((1.0, True), (3.0, False)):
+        for choice in (gpu.choice.is_faster, gpu.choice.pool_is_faster):
+            choice.cache_clear()
+        times = [first, 2.0] * 3
+        calls: list[Tensor] = []
+        monkeypatch.setattr(gpu.choice, "TIMER", lambda call, _, t=times, c=calls: c.extend(call()) or t.pop(0))
+        for _ in range(2):  # it is measured once
+            assert gpu.choice.accepts(x, "crelu", torch.channels_last) == faster
+            assert gpu.choice.is_faster("relu", x.dtype, x.device, biased=True) == faster
+            assert gpu.choice.accepts_pool(x, window) == faster
+        assert times == []
+        assert [value.shape for value in calls] == [(1, 3, 6, 6)] * 2 + [(1, 3, 6, 6), (3,)] * 2 + [(1, 3, 6, 6)] * 2
+    for choice in (gpu.choice.is_faster, gpu.choice.pool_is_faster):
+        choice.cache_clear()
+
+
+# Triton compiles for a GPU where there is none; what its interpreter takes need not compile.
+COMPILED = """
+import re
+from collections import Counter
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from crelu_models.gpu import activations, pooling
+
+def moves(kernel, **constants):
+    names = kernel.arg_names
+    types = {"places": "*u8", "sums": "*fp32"} | dict.fromkeys(("x", "y", "g", "saved", "bias", "by_x"), "*bf16")
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    whole = [n for n, name in enumerate(names) if name in ("channels", "width") or signature[name][0] == "*"]
+    attributes = {(n,): [["tt.divisibility", 16]] for n in whole}
+    source = ASTSource(kernel, signature, constants, attributes)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+    assert made.asm["cubin"]
+    return Counter(re.findall(r"(?:ld|st)[.]global[.\\w]*", made.asm["ptx"]))
+
+tile = {"high": 8, "wide": 128}
+for kind in activations.DEFINITIONS:
+    for biased in (False, True):
+        constants = {"kind": kind, "slope": activations.SLOPE, "biased": biased, **tile}
+        moves(activations._forward, **constants)
+        moves(activations._backward, **constants, tiles=activations.SUMMED_TILES, summed=biased)
+for side, stride in ((2, 2), (3, 2)):
+    for kernel in (pooling._forward, pooling._backward):
+        print(sorted(moves(kernel, side=side, stride=stride, pad=0, **tile).items()))
+"""
+
+
+def test_kernels_compile_for_a_gpu_and_pooling_moves_16_bytes_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason=NO_TRITON)
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=variables, check=False)
+    assert done.returncode == 0, done.stderr
+    load, half, store = "ld.global.v4.b32", "v2.b32", "st.global.v4.b32"  # half for the places, of a byte each
+    expected = []
+    for read, over in ((4, 1), (9, 4)):
+        expected.append({load: read, store: 1, f"st.global.{half}": 1})
+        expected.append({load: over, f"ld.global.{half}": over, store: 1})
+    assert done.stdout.splitlines() == [str(sorted(moves.items())) for moves in expected]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_kernels_are_timed_without_their_launches() -> None:
+    from crelu_models.gpu import choice
+
+    x = torch.zeros(1 << 26, device="cuda")
+    once = min(choice._milliseconds(lambda: x.add_(1), x.device) for _ in range(5))
+    twice = min(choice._milliseconds(lambda: x.add_(1).add_(1), x.device) for _ in range(5))
+    assert 1.5 < twice / once < 2.5
+    assert choice.is_faster("crelu", torch.bfloat16, x.device)
