@@ -234,18 +234,20 @@ def tests(bench: Bench) -> None:
 
 
 def exact(bench: Bench) -> None:
-    """Compare replayed steps with eager ones, a pack with its members alone, and a killed trial with one left alone."""
+    """Compare replayed steps with eager ones by torch, a pack with its members, a killed trial with one left alone."""
     for name, dropout in (("allconv CReLU", "pool1"), ("VGG", "conv1")):
         if name in bench.families:
             learners = [bench.learner(name, graphs, dropout)[0] for graphs in (False, True)]
             for step in range(bench.steps):
                 images, labels = bench.batch(name, step)
                 for learner in learners:
-                    learner.step(images, labels)
+                    with torch_alone(learner is learners[0]):
+                        learner.step(images, labels)
             first, second = (learner.tensors() for learner in learners)
             differ = sum(not torch.equal(first[key], second[key]) for key in first)
             mode = learners[1].steps_by
-            bench.say("exact", f"{name}: graph, eager", steps=bench.steps, tensors_that_differ=differ, steps_by=mode)
+            row = f"{name}: graph, eager by torch"
+            bench.say("exact", row, steps=bench.steps, tensors_that_differ=differ, steps_by=mode)
     trials, config = short_trials(bench, bench.members, min(2000, bench.pictures))
     digests = [train_apart(bench, trials, config, "alone"), train_pack(bench, trials, config, "pack")]
     differ = sum(ours != theirs for ours, theirs in zip(*digests, strict=True))
@@ -262,14 +264,14 @@ def exact(bench: Bench) -> None:
 def step(bench: Bench) -> None:
     """Measure a step of each family on pictures that are there: eager, replayed, and for some compiled.
 
-    In "torch's graph" the biases before activations and max pooling are left to torch's operations.
+    In "torch's graph" no kernel of ours is taken.
     """
     for name, family in bench.families.items():
         work = 6e-9 * family.net.macs(family.classes, family.crop) * family.batch
         is_compiled = name in COMPILED and bench.device.type == "cuda"
         took: dict[str, float] = {}
         for form in ("eager", "torch's graph", "graph", *(["compiled"] if is_compiled else [])):
-            with section_line(bench, "step", f"{name}, {form}"), left_to_torch(form == "torch's graph"):
+            with section_line(bench, "step", f"{name}, {form}"), torch_alone(form == "torch's graph"):
                 learner, images, labels = bench.learner(name, form != "eager")
                 if form == "compiled":
                     learner.model.compile()
@@ -371,18 +373,15 @@ def both_ways(form: Callable[..., Tensor], leaves: Sequence[Tensor], weight: Ten
 
 
 @contextmanager
-def left_to_torch(is_left: bool) -> Iterator[None]:
-    """Leave biases and max pooling to torch's operations, or nothing."""
-    if not is_left:
-        yield
-        return
-    from crelu_models.gpu import choice
+def torch_alone(is_so: bool) -> Iterator[None]:
+    """Take none of our kernels, or those that are exact and fast."""
+    from crelu_models import activations
 
-    choice.LEFT.update(("bias", "pool"))
+    activations.takes_kernels = not is_so
     try:
         yield
     finally:
-        choice.LEFT.clear()
+        activations.takes_kernels = True
 
 
 def replayed(bench: Bench, call: Callable[[], None]) -> Callable[[], object]:

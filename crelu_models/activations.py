@@ -23,6 +23,8 @@ SMALL = 1 << 20
 LEAST = 1 << 15
 # Triton's kernels run on a CPU too, slowly, to be tested there.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Whether a GPU takes kernels of ours where they are exact and fast; else all is left to torch's operations.
+takes_kernels = True
 # In this range of elements torch uses one thread for a half and several for both; waking them costs more than it saves.
 HALVES = range((1 << 14) + 1, (1 << 15) + 1)
 
@@ -49,7 +51,7 @@ def _kernels() -> Any:
 
 def kernels_for(x: Tensor, *others: Tensor) -> Any:
     """Return the module that says which kernels a GPU takes; None where none can be used for these tensors."""
-    if type(x) is not Tensor or not (x.is_cuda or INTERPRETED) or torch.compiler.is_compiling():
+    if not takes_kernels or type(x) is not Tensor or not (x.is_cuda or INTERPRETED) or torch.compiler.is_compiling():
         return None
     forward_mode = forward_ad._current_level >= 0
     return None if forward_mode or any(map(_mapped, (x, *others))) else _kernels()

@@ -63,7 +63,7 @@ def _input(x, bias, row, column, rows, width, map_size, biased: tl.constexpr):  
 
 
 @jit
-def _forward(  # type: ignore[no-untyped-def]
+def _activation_forward(  # type: ignore[no-untyped-def]
     x, bias, y, rows, width, map_size,
     kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
@@ -112,7 +112,7 @@ def _gradient(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _backward(  # type: ignore[no-untyped-def]
+def _activation_backward(  # type: ignore[no-untyped-def]
     g, saved, bias, by_x, sums, rows, width, map_size,
     kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
     tiles: tl.constexpr, summed: tl.constexpr,
@@ -172,7 +172,7 @@ class _Fused(torch.autograd.Function):
         channels = x.shape[1] if kind in SINGLE else 2 * x.shape[1]
         shape = (x.shape[0], channels, *x.shape[2:])
         y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
-        _launch(_forward, x, bias, kind, form, x, x if bias is None else bias, y)
+        _launch(_activation_forward, x, bias, kind, form, x, x if bias is None else bias, y)
         ctx.kind = kind
         ctx.form = form
         ctx.any_order = any_order
@@ -205,11 +205,11 @@ def _by_kernel(
     by_x = torch.empty(shape, dtype=saved.dtype, device=saved.device, memory_format=form)
     tensors = gradient.contiguous(memory_format=form), saved, saved if bias is None else bias, by_x
     if not summed:
-        _launch(_backward, by_x, bias, kind, form, *tensors, by_x, tiles=1, summed=False)
+        _launch(_activation_backward, by_x, bias, kind, form, *tensors, by_x, tiles=1, summed=False)
         return by_x, None
     rows, width, high, _ = _tile(by_x, form)
     sums = torch.empty((triton.cdiv(rows, high * SUMMED_TILES), width), dtype=torch.float32, device=by_x.device)
-    _launch(_backward, by_x, bias, kind, form, *tensors, sums, tiles=SUMMED_TILES, summed=True)
+    _launch(_activation_backward, by_x, bias, kind, form, *tensors, sums, tiles=SUMMED_TILES, summed=True)
     return by_x, sums.sum(0).to(by_x.dtype)
 
 

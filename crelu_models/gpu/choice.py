@@ -18,8 +18,6 @@ from crelu_models.gpu.language import INTERPRETED
 from crelu_models.gpu.pooling import Window, max_pool, torch_pool
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-# Names of kernels that are switched off, "bias" or "pool": a benchmark compares a step with and without them.
-LEFT: set[str] = set()
 TIMED_SHAPE = (128, 96, 32, 32)
 SLEEP_CYCLES = 10_000_000  # some 5 ms, in which what is timed is launched
 LARGEST_WINDOW = 3
@@ -34,7 +32,7 @@ def accepts(x: Tensor, kind: str, form: torch.memory_format) -> bool:
 
 def accepts_bias(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether the kernels take the output of a conv without its bias, and the bias with the activation."""
-    if "bias" in LEFT or kind not in DEFINITIONS or dtype not in FLOATS:
+    if kind not in DEFINITIONS or dtype not in FLOATS:
         return False
     exact = adds_bias_apart(dtype, device) and is_exact(kind, dtype, device, biased=True)
     return exact and is_faster(kind, dtype, device, biased=True)
@@ -42,7 +40,7 @@ def accepts_bias(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
 
 def accepts_pool(x: Tensor, window: Window) -> bool:
     """Return whether the kernels take a max pooling of x: maps in one piece with channels last, and small windows."""
-    if "pool" in LEFT or x.dtype not in FLOATS or x.dim() != 4 or not x.numel() or window.side > LARGEST_WINDOW:
+    if x.dtype not in FLOATS or x.dim() != 4 or not x.numel() or window.side > LARGEST_WINDOW:
         return False
     if x.stride(1) != 1 or not x.is_contiguous(memory_format=torch.channels_last):
         return False

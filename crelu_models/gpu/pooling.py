@@ -29,7 +29,7 @@ class Window(NamedTuple):
 
 
 @jit
-def _forward(  # type: ignore[no-untyped-def]
+def _pool_forward(  # type: ignore[no-untyped-def]
     x, y, places, rows, channels, height, width, out_height, out_width,
     side: tl.constexpr, stride: tl.constexpr, pad: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
@@ -59,7 +59,7 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _backward(  # type: ignore[no-untyped-def]
+def _pool_backward(  # type: ignore[no-untyped-def]
     g, places, by_x, rows, channels, height, width, out_height, out_width,
     side: tl.constexpr, stride: tl.constexpr, pad: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +115,7 @@ class _MaxPool(torch.autograd.Function):
             torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
             for dtype in (x.dtype, torch.uint8)
         )
-        _launch(_forward, y, x, y, window, x, y, places)
+        _launch(_pool_forward, y, x, y, window, x, y, places)
         ctx.window = window
         ctx.shape = x.shape
         ctx.save_for_backward(places)
@@ -133,7 +133,7 @@ class _MaxPool(torch.autograd.Function):
             by_torch = torch.ops.aten.max_pool2d_with_indices_backward
             return by_torch(gradient, by_x, [side] * 2, [stride] * 2, [pad] * 2, [1, 1], ceil, indices), None
         gradient = gradient.contiguous(memory_format=last)
-        _launch(_backward, by_x, by_x, gradient, ctx.window, gradient, places, by_x)
+        _launch(_pool_backward, by_x, by_x, gradient, ctx.window, gradient, places, by_x)
         return by_x, None
 
 

@@ -7,11 +7,13 @@ import math
 import os
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import get_args
 
 from crelu_models.command_line import Parser, add_version, nonnegative_int, positive_int
 from sweeps.experiment.profiles import PROFILES
 from sweeps.experiment.sampling import SAMPLERS
 from sweeps.experiment.trial import MATCHES
+from sweeps.training.runtime import Kernels
 
 REHEARSED = 300  # steps of a rehearsal
 PRICE = "CRELU_PRICE_PER_GPU_HOUR"
@@ -103,8 +105,8 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add("--max-concurrent", type=positive_int, default=0, metavar="N", help="trials at once (default: as many as fit)")
     add("--pack", type=pack_size, metavar="off|auto|N",
         help="trials of one worker side by side (auto: where it pays; default: auto on a GPU, else off)")
-    add("--kernels", choices=("exact", "fastest"), default="exact",
-        help="on a GPU: exact resumes bit for bit, fastest does not (default exact)")
+    add("--kernels", choices=get_args(Kernels), default="exact",
+        help="on a GPU: exact resumes bit for bit, fastest does not, torch is exact without kernels of ours")
     add("--reader", choices=("ffcv", "threads", "nvjpeg"), default="ffcv",
         help="decoder of the pictures; what the GPU's, nvjpeg, decodes are trials of their own (default ffcv)")
     add("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")

@@ -53,7 +53,7 @@ def rehearse_sweep(sweep: Sweep, settings: Settings, steps: int) -> ExitCode:
         reader=settings.reader,
         workers=threads,
         threads=threads,
-        deterministic=settings.deterministic,
+        kernels=settings.kernels,
         data_source=settings.data_source,
     )
     quiet = settings.display.json

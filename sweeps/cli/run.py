@@ -399,7 +399,7 @@ def _run_trials(
         reader=settings.reader,
         workers=resources.threads,
         threads=resources.threads,
-        deterministic=settings.deterministic,
+        kernels=settings.kernels,
         data_source=settings.data_source,
         ranks=resources.ranks,
         code_folder=page_folder() if names else "",

@@ -37,6 +37,7 @@ from sweeps.experiment.wording import count, unknown_name
 from sweeps.store.ledger import Ledger, unguarded
 from sweeps.store.local_uris import artifacts_in
 from sweeps.store.logins import own_store
+from sweeps.training.runtime import Kernels
 
 if TYPE_CHECKING:
     from sweeps.execution.resources import ResourceRequest
@@ -81,7 +82,7 @@ class Settings:
     limits: Limits
     reader: str = "ffcv"
     decoder: str = ""
-    deterministic: bool = True
+    kernels: Kernels = "exact"
     stale: StalePolicy = "ask"
     fresh: bool = False
     retry_failed: bool = False
@@ -145,7 +146,7 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
         # Pictures that are stored as pixels have no decoder, and nvJPEG is named by the cells of the others.
         reader="threads" if options.reader == NVJPEG else options.reader,
         decoder=NVJPEG if options.reader == NVJPEG else "",
-        deterministic=options.kernels == "exact",
+        kernels=options.kernels,
         stale="retrain" if options.yes and options.stale == "ask" else options.stale,
         fresh=options.fresh,
         retry_failed=options.retry_failed,

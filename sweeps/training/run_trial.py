@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from crelu_data.availability import fetch_dataset
+from crelu_models import activations
 from crelu_models.tensors import full_state, load_full_state
 from sweeps.experiment.code_fingerprint import names_of
 from sweeps.experiment.trial import Trial
@@ -207,5 +208,6 @@ def reset_process(config: RuntimeConfig) -> None:
     keep_memory()
     torch.manual_seed(0)
     torch.set_num_threads(config.threads)
-    torch.backends.cudnn.benchmark = not config.deterministic
-    torch.backends.cudnn.deterministic = config.deterministic
+    torch.backends.cudnn.benchmark = config.kernels == "fastest"
+    torch.backends.cudnn.deterministic = config.kernels != "fastest"
+    activations.takes_kernels = config.kernels != "torch"

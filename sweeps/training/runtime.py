@@ -8,13 +8,15 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     import psutil
     import torch
 
 MIB: Final = 1 << 20
+# Kernels of a GPU: ours and cuDNN's where a step always has the same bits, cuDNN's fastest, or none of ours.
+Kernels = Literal["exact", "fastest", "torch"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,11 @@ class RuntimeConfig:
     whose decoded pictures take at most `resident_bytes` is decoded once and kept on the device. A data set that is
     not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
     each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. The one process of a
-    training function has `gpus` of them. Without `deterministic`, cuDNN uses its fastest kernels there: a repeated step
-    may differ in a bit. With `graphs`, steps on one GPU are replayed from CUDA graphs where that pays, with the same
-    bits. `gpu_share` is the part of a GPU that a trial has; other trials have the rest. A trial of a search pauses
-    after epoch `pause_at`, unless that is 0. Python searches `code_folder` first for the modules of the user.
+    training function has `gpus` of them. With the `kernels` "fastest", cuDNN uses its fastest there: a repeated step
+    may differ in a bit. With "torch", none of ours are taken, with the bits of "exact". With `graphs`, steps on one GPU
+    are replayed from CUDA graphs where that pays, with the same bits. `gpu_share` is the part of a GPU that a trial
+    has; other trials have the rest. A trial of a search pauses after epoch `pause_at`, unless that is 0. Python
+    searches `code_folder` first for the modules of the user.
     """
 
     ledger: str
@@ -40,7 +43,7 @@ class RuntimeConfig:
     threads: int = 1
     checkpoint_minutes: float = 5.0
     fingerprint: str = ""
-    deterministic: bool = True
+    kernels: Kernels = "exact"
     hang_seconds: float = 1800.0
     resident_bytes: int = 2 << 30
     data_source: str = ""
@@ -83,8 +86,8 @@ def hardware(
     if device.type == "cuda":
         notable["memory"] = str(torch.cuda.get_device_properties(device).total_memory)
         notable["steps"] = steps
-        if not config.deterministic:
-            notable["kernels"] = "fastest"
+        if config.kernels != "exact":
+            notable["kernels"] = config.kernels
         if config.gpu_share < 1:
             notable["gpu_share"] = f"{config.gpu_share:g}"
     elif config.threads > 1:
@@ -111,7 +114,7 @@ def device_in_words(device: torch.device, config: RuntimeConfig) -> str:
     """
     numbers = {"ranks": config.ranks, "GPUs": config.gpus}
     notable = [f"{number} {name}" for name, number in numbers.items() if number > 1]
-    if device.type == "cuda" and not config.deterministic:
+    if device.type == "cuda" and config.kernels == "fastest":
         notable.append("fastest kernels")
     name = device_name(device) if device.type == "cuda" else "a CPU"
     return f"{name} ({', '.join(notable)})" if notable else name

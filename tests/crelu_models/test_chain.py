@@ -128,10 +128,11 @@ def test_what_kernels_of_a_net_do_not_take_is_left_to_torch(
     for odd in (pictures.contiguous(), pictures[:0]):
         model(odd)
     model.to(memory_format=torch.channels_last)
-    gpu.choice.LEFT.update({"bias", "pool"})
-    model(pictures)
-    gpu.choice.LEFT.clear()
     assert made == ["bias relu"]  # of the plain layout, which pooling does not take
+    monkeypatch.setattr(activations, "takes_kernels", False)
+    model(pictures)
+    assert made == ["bias relu"]
+    monkeypatch.setattr(activations, "takes_kernels", True)
     monkeypatch.setattr(gpu.choice, "adds_bias_apart", lambda *_: False)
     model(pictures)
     assert made == ["bias relu", "pool"]
@@ -194,8 +195,8 @@ def test_on_a_gpu_biases_and_pooling_have_the_bits_of_torch(
                 torch.nn.init.normal_(layer.bias, std=0.1)
         pictures = torch.randn(32, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
         results = []
-        for left in (set(), {"bias", "pool"}):
-            monkeypatch.setattr(choice, "LEFT", left)
+        for takes_kernels in (True, False):
+            monkeypatch.setattr(activations, "takes_kernels", takes_kernels)
             seed_dropout(model, 0, 0, 0)
             model.zero_grad()
             with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):

@@ -106,10 +106,10 @@ tile = {"high": 8, "wide": 128}
 for kind in activations.DEFINITIONS:
     for biased in (False, True):
         constants = {"kind": kind, "slope": activations.SLOPE, "biased": biased, **tile}
-        moves(activations._forward, **constants)
-        moves(activations._backward, **constants, tiles=activations.SUMMED_TILES, summed=biased)
+        moves(activations._activation_forward, **constants)
+        moves(activations._activation_backward, **constants, tiles=activations.SUMMED_TILES, summed=biased)
 for side, stride in ((2, 2), (3, 2)):
-    for kernel in (pooling._forward, pooling._backward):
+    for kernel in (pooling._pool_forward, pooling._pool_backward):
         print(sorted(moves(kernel, side=side, stride=stride, pad=0, **tile).items()))
 """
 

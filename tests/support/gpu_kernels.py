@@ -72,7 +72,7 @@ def launches(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def noted(kernel: object, x: Tensor, bias: Tensor | None, kind: str, *rest: object, **constants: int) -> None:
         summed = " summed" if constants.get("summed") else ""
-        made.append(kind if bias is None and kernel is gpu.activations._forward else f"bias {kind}{summed}")
+        made.append(kind if bias is None and kernel is gpu.activations._activation_forward else f"bias {kind}{summed}")
         launch(kernel, x, bias, kind, *rest, **constants)
 
     monkeypatch.setattr(gpu.activations, "_launch", noted)

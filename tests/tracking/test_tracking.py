@@ -37,6 +37,7 @@ SWEEP = Sweep("cifar_width", "demo", CELLS, Protocol(seeds=2))
         ({"code": "c", "device": "a CPU", "kills": 5}, {"device": "H100"}, False),
         ({"code": "older", "device": "H100", "kills": 5}, {"device": "H100"}, False),
         ({"code": "c", "device": "H100", "kills": 5}, {"device": "H100", "kernels": "fastest"}, False),
+        ({"code": "c", "device": "H100", "kills": 5}, {"device": "H100", "kernels": "torch"}, True),
         ({"code": "c", "device": "H100", "kills": 0}, {"device": "H100"}, False),  # by an earlier version
         (None, {"device": "H100"}, False),
     ],

@@ -5,12 +5,13 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from crelu_models import activations
 from crelu_models.tables import S2
 from sweeps.experiment.metrics import flags_of
 from sweeps.experiment.trial import Trial
@@ -19,7 +20,7 @@ from sweeps.store.checkpoint import Cadence
 from sweeps.store.ledger import Ledger
 from sweeps.training.loop import DivergedError, Learner
 from sweeps.training.run_trial import reset_process, run_trial, trial_steps
-from sweeps.training.runtime import RuntimeConfig, device_in_words, hardware
+from sweeps.training.runtime import Kernels, RuntimeConfig, device_in_words, hardware
 from sweeps.training.shared_batches import PackContext, drain
 from tests.support.trials import (
     FAMILIES,
@@ -211,7 +212,7 @@ def test_a_training_whose_jpeg_comes_from_another_decoder_says_so(
 def test_a_gpu_is_named_by_its_model_and_kernels_and_all_cpus_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    fastest = RuntimeConfig("", "", deterministic=False)
+    fastest = RuntimeConfig("", "", kernels="fastest")
     assert device_in_words(gpu, RuntimeConfig("", "")) == "NVIDIA L4"
     assert device_in_words(gpu, dataclasses.replace(fastest, ranks=2)) == "NVIDIA L4 (2 ranks, fastest kernels)"
     assert device_in_words(gpu, RuntimeConfig("", "", gpus=2)) == "NVIDIA L4 (2 GPUs)"
@@ -395,13 +396,16 @@ def test_epochs_that_are_short_beside_a_checkpoint_share_one_and_all_are_reporte
     assert all(epoch <= last for epoch, last in told)
 
 
-def test_kernels_are_deterministic_unless_the_fastest_are_asked_for() -> None:
+def test_kernels_are_deterministic_unless_the_fastest_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "takes_kernels", True)
     seen = []
-    for kind in (False, True):
-        reset_process(RuntimeConfig("", "", deterministic=kind))
-        seen.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
-    assert seen == [(False, True), (True, False)]
-    assert RuntimeConfig("", "").deterministic
+    for kernels in get_args(Kernels):
+        reset_process(RuntimeConfig("", "", kernels=kernels))
+        cudnn = torch.backends.cudnn
+        seen.append((kernels, cudnn.deterministic, cudnn.benchmark, activations.takes_kernels))
+    expected = [("torch", True, False, False), ("fastest", False, True, True), ("exact", True, False, True)]
+    assert sorted(seen) == sorted(expected)
+    assert RuntimeConfig("", "").kernels == "exact"
 
 
 def test_a_trial_that_pauses_at_each_rung_ends_as_the_uninterrupted_one(
