@@ -18,10 +18,12 @@ import fnmatch
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch._dynamo import utils as dynamo
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
@@ -76,6 +79,20 @@ ACTIVATIONS = (("crelu", (256, 96, 55, 55)), ("crelu", (128, 96, 32, 32)), ("avr
 # Families that learn from a stream of JPEG, and how many nets at once.
 STREAMED = (("All-CNN-B 1,4,7 of 256", 1), ("All-CNN-B 1,4,7 of 64", 9))
 LIMIT = 480.0  # seconds of the command
+# Kinds of work on a device, by what names of kernels hold: the first that fits.
+KINDS = (
+    ("layouts", r"nchwToNhwc|nhwcToNchw|tensorTransform|reorder"),
+    ("activations by ours", "_activation_"),
+    ("pooling by ours", "_pool_forward|_pool_backward"),
+    ("pooling by torch", "(?i)max_?pool|avg_?pool"),
+    ("convolutions", "(?i)conv|gemm|xmma|cutlass|cudnn|wgrad|dgrad|fprop|nvjet|addmm"),
+    ("loss", "(?i)softmax|nll_?loss|cross_entropy"),
+    ("sums", "(?i)reduce|::sum"),
+    ("optimiser", "(?i)multi_tensor|_foreach|_fused_"),
+    ("dropout", "(?i)distribution|bernoulli|random"),
+    ("copies", "(?i)memcpy|memset|copy|::to$|zero_|fill"),
+    ("by elements", "(?i)elementwise|CatArray|threshold|clamp|relu|::(add|mul|div|neg|cat)"),
+)
 CIFAR_TRAINING = 350 * 50_000  # pictures
 
 # Section, row, figure and what it ought to be.
@@ -119,6 +136,7 @@ class Bench:
     window: float = 0.3  # seconds that a rate is measured
     steps: int = 200  # of the comparison of bits
     pictures: int = 20_000
+    trial_pictures: int = 50_000  # as many as CIFAR's
     members: int = 8
     kills: int = 2
     flops: float = float("nan")
@@ -246,8 +264,9 @@ def exact(bench: Bench) -> None:
             first, second = (learner.tensors() for learner in learners)
             differ = sum(not torch.equal(first[key], second[key]) for key in first)
             mode = learners[1].steps_by
-            row = f"{name}: graph, eager by torch"
-            bench.say("exact", row, steps=bench.steps, tensors_that_differ=differ, steps_by=mode)
+            bench.say(
+                "exact", f"{name}: graph, eager by torch", steps=bench.steps, tensors_that_differ=differ, steps_by=mode
+            )
     trials, config = short_trials(bench, bench.members, min(2000, bench.pictures))
     digests = [train_apart(bench, trials, config, "alone"), train_pack(bench, trials, config, "pack")]
     differ = sum(ours != theirs for ours, theirs in zip(*digests, strict=True))
@@ -274,14 +293,24 @@ def step(bench: Bench) -> None:
             with section_line(bench, "step", f"{name}, {form}"), torch_alone(form == "torch's graph"):
                 learner, images, labels = bench.learner(name, form != "eager")
                 if form == "compiled":
+                    dynamo.counters.clear()
                     learner.model.compile()
                 took[form] = bench.seconds(lambda learner=learner, x=images, y=labels: learner.step(x, y))
                 share = 100 * 1e9 * work / took[form] / bench.flops
                 by_torch = took.get("torch's graph") if form == "graph" else None
                 bench.say("step", f"{name}, {form}", ms=1e3 * took[form], pictures_s=family.batch / took[form],
                           roof_percent=share, **({"over_torch": by_torch / took[form]} if by_torch else {}),
+                          **(compiled_of(learner) if form == "compiled" else {}),
                           steps_by=learner.steps_by)  # fmt: skip
             free(bench)
+
+
+def compiled_of(learner: Learner) -> dict[str, float | str]:
+    """Return how much of a net torch.compile has taken into graphs of its own, and why it left the rest."""
+    stats = dynamo.counters["stats"]
+    breaks = [str(reason).splitlines()[0] for reason in dynamo.counters["graph_break"]]
+    return {"modules": len(list(learner.model.modules())), "calls_compiled": stats["calls_captured"],
+            "compiled_graphs": stats["unique_graphs"], "breaks": "; ".join(breaks) or "none"}  # fmt: skip
 
 
 def activations(bench: Bench) -> None:
@@ -394,6 +423,49 @@ def replayed(bench: Bench, call: Callable[[], None]) -> Callable[[], object]:
     return recorder.record(call, ())[0]
 
 
+def profile(bench: Bench) -> None:
+    """Say what a step of each family is made of: its kernels by kind, in percent of the time that all of them take."""
+    for name in bench.families:
+        with section_line(bench, "profile", name):
+            learner, images, labels = bench.learner(name, True)
+            take = partial(learner.step, images, labels)
+            once = bench.seconds(take)
+            times, kernels = kernel_times(bench, take)
+            busy = sum(times.values())
+            kinds: Counter[str] = Counter()
+            for kernel, seconds in times.items():
+                kinds[kind_of(kernel)] += seconds
+            shares = [f"{kind} {100 * seconds / busy:.0f} %" for kind, seconds in kinds.most_common()]
+            bench.say("profile", name, ms=1e3 * once, busy_percent=100 * busy / once, kernels=kernels,
+                      kinds=", ".join(shares))  # fmt: skip
+            longest = [f"{kernel[:100]} {100 * seconds / busy:.1f} %" for kernel, seconds in times.most_common(12)]
+            bench.rows[-1]["longest"] = longest
+        free(bench)
+
+
+def kernel_times(bench: Bench, call: Callable[[], object], times: int = 5) -> tuple[Counter[str], int]:
+    """Return the seconds that each kernel takes in a call, by name, and the number of kernels; of a CPU operations."""
+    on_gpu = bench.device.type == "cuda"
+    kind = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as profiled:
+        for _ in range(times):
+            call()
+        bench.wait()
+    seconds: Counter[str] = Counter()
+    kernels = 0
+    for row in profiled.key_averages():
+        took = row.self_device_time_total if on_gpu else row.self_cpu_time_total
+        if took > 0:
+            seconds[row.key] += took / 1e6 / times
+            kernels += row.count
+    return seconds, round(kernels / times)
+
+
+def kind_of(kernel: str) -> str:
+    """Return the kind of a kernel's work by its name."""
+    return next((kind for kind, pattern in KINDS if re.search(pattern, kernel)), "others")
+
+
 def pack(bench: Bench) -> None:
     """Measure nets on CIFAR that train side by side: in a process on streams, and in as many processes."""
     names = [name for name in PACKED if name in bench.families]
@@ -504,7 +576,7 @@ def views(opened: Any, epoch: int, crop: int, batch: int, start: int) -> Generat
 
 def trial(bench: Bench) -> None:
     """Measure a whole trial: its rate with its start, and after its first epoch beside that of the step alone."""
-    trials, config = short_trials(bench, 1, bench.pictures)
+    trials, config = short_trials(bench, 1, bench.trial_pictures)
     began = time.perf_counter()
     train_apart(bench, trials, config, "whole")
     took = time.perf_counter() - began
@@ -519,15 +591,16 @@ def trial(bench: Bench) -> None:
     pictures = len(open_splits(trials[0], config).train_indices)
     lasted = (history[-1]["time_ms"] - history[0]["time_ms"]) / 1e3
     rate = pictures * (len(history) - 1) / max(lasted, 1e-3)
+    steps = median(row["sys/images_per_s"] for row in history[1:])  # without evaluations, and what is saved
     bench.say("trial", trials[0].cell.label, with_start_pictures_s=pictures * len(history) / took, seconds=took,
-              pictures_s=rate, resident_percent=100 * rate / resident,
+              pictures_s=rate, resident_percent=100 * rate / resident, steps_percent=100 * steps / resident,
               trainings_an_hour=3600 * rate / CIFAR_TRAINING,
               steps_by=str(result["hardware"].get("steps", "eager")))  # fmt: skip
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "roof": roof, "exact": exact, "step": step, "activations": activations, "pack": pack, "pictures": pictures,
-    "stream": stream, "trial": trial, "tests": tests,
+    "stream": stream, "trial": trial, "profile": profile, "tests": tests,
 }  # fmt: skip
 
 
@@ -714,6 +787,7 @@ def main() -> int:
             sizes = {"families": TINY, "packs": (1,), "window": 0.01,
                      "streamed": (("VGG", 1), ("VGG", 2)), "jpeg_side": 72}  # fmt: skip
             bench = dataclasses.replace(bench, **sizes, activations=small, steps=6, pictures=200, members=2, kills=0)
+            bench.trial_pictures = bench.pictures
         if options.serve:
             serve(bench, options.serve)
             return 0
