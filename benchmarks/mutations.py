@@ -1480,7 +1480,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "test_where_memory_runs_out_graphs_are_given_up_before_a_step_is_divided"),
         ("\"an attempt has failed before\" if failed else \"\"",
          "\"\"",
-         "test_a_trial_that_has_failed_before_goes_without_graphs"),
+         "test_a_trial_that_has_failed_before_goes_without_graphs_and_kernels"),
     ),
     *_faults("sweeps/training/optim.py", "tests/training/test_loop.py",
         ('decoupled_weight_decay=self.recipe.optimiser == "adamw"',

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crelu_data.datasets import DataSet, Ints
+from crelu_models import activations
 from crelu_models.draws import APPROXIMATE
 from crelu_models.from_factory import build_model
 from crelu_models.model import Model
@@ -130,8 +131,9 @@ class Trainer:
         self.views = Views(trial, splits, context.stream, ranks, self.device)
         self.data_timer = DataTimer(self.device, lambda: splits.train.decode_seconds)
         self.system_use = SystemUse(self.device)
-        # An attempt that ended the process may have been a graph's: the next goes without.
+        # An attempt that ended the process may have been a graph's, or that of a kernel of ours: the next goes without.
         failed = ranks.broadcast_from_rank0(lambda: bool(ledger.attempts(trial.key)))
+        activations.takes_kernels = activations.takes_kernels and not failed
         self.no_graphs = "an attempt has failed before" if failed else ""
         self._load_checkpoint()
 

@@ -18,6 +18,7 @@ def gpu() -> Iterator[Kernels]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         patch.setattr(activations, "INTERPRETED", True)
+        patch.setattr(activations, "takes_kernels", True)
         kernels = Kernels(*(importlib.import_module(f"crelu_models.gpu.{name}") for name in Kernels._fields))
         assert kernels.choice.INTERPRETED
         yield kernels

@@ -319,12 +319,15 @@ def begun(data: Path, ledger: Path) -> trainer.Trainer:
     return trainer.Trainer(trial, config, Ledger(str(ledger)), splits, lambda: False, context, trainer.ALONE)
 
 
-def test_a_trial_that_has_failed_before_goes_without_graphs(
-    data: Path, tmp_path: Path, recorders: list[Graphs]
+def test_a_trial_that_has_failed_before_goes_without_graphs_and_kernels(
+    data: Path, tmp_path: Path, recorders: list[Graphs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(activations, "takes_kernels", True)
     assert begun(data, tmp_path).graphs.why_not == ""
+    assert activations.takes_kernels
     Ledger(str(tmp_path)).add_attempt(trial_of("allconv with dropout").key, {"error": "a device error"})
     assert begun(data, tmp_path).graphs.why_not == "an attempt has failed before"
+    assert not activations.takes_kernels
 
 
 def test_where_memory_runs_out_graphs_are_given_up_before_a_step_is_divided(
