@@ -70,7 +70,8 @@ def cifar(pictures: int, epochs: int) -> list[Trial]:
 
 def train(trials: Sequence[Trial], side: str, place: dict[str, Any]) -> dict[str, float]:
     """Train side by side ("pack") or one after another ("apart"); return seconds and the pictures decoded."""
-    from crelu_data.load import FFCVReader, ThreadReader
+    from crelu_data.decoders.threads import ThreadReader
+    from crelu_data.load import FFCVReader
     from sweeps.execution.pack import perform_pack
     from sweeps.training.run_trial import run_trial
     from sweeps.training.runtime import RuntimeConfig

@@ -627,10 +627,11 @@ def jpeg_pictures(bench: Bench) -> str:
 
 def why_absent(bench: Bench, reader: str) -> str:
     """Return why a reader of JPEG cannot run here; "" where it can."""
-    if reader == "nvjpeg" and bench.device.type != "cuda":
+    if reader in ("nvjpeg", "both") and bench.device.type != "cuda":
         return "it needs a GPU"
-    module = {"ffcv": "ffcv", "threads": "simplejpeg", "nvjpeg": "torchvision"}[reader]
-    return f"{module} is not installed" if importlib.util.find_spec(module) is None else ""
+    needs = {"ffcv": ["ffcv"], "threads": ["simplejpeg"], "nvjpeg": ["torchvision"], "both": ["simplejpeg", "torchvision"]}
+    absent = [module for module in needs[reader] if importlib.util.find_spec(module) is None]
+    return f"{' and '.join(absent)} not installed" if absent else ""
 
 
 def device_name(device: torch.device) -> str:

@@ -7,10 +7,7 @@ clean-up, because FFCV 1.0.2 guarantees none of them; tests/data/test_load.py sh
 from __future__ import annotations
 
 import importlib.util
-import time
-from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -22,10 +19,11 @@ from torch import Tensor
 from crelu_data import beton, ffcv_patches
 from crelu_data.cores import cores
 from crelu_data.datasets import Ints, Sidecar, remedy
+from crelu_data.decoders.both import BothReader
 from crelu_data.decoders.nvjpeg import NvjpegReader
+from crelu_data.decoders.threads import AHEAD, ThreadReader
 
-READERS = ("ffcv", "threads", "nvjpeg")
-_AHEAD = 3  # batches decoded in advance
+READERS = ("ffcv", "threads", "nvjpeg", "both")
 
 
 class Batch(NamedTuple):
@@ -39,7 +37,9 @@ class Batch(NamedTuple):
 class Reader(Protocol):
     """Decoder of records in a given order, `batch` at a time, into new uint8 tensors (n, h, w, 3)."""
 
-    decode_seconds: float  # processor time of decoding, of each thread
+    @property
+    def decode_seconds(self) -> float:
+        """Return the processor time of decoding, of each thread."""
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order; the last tensor may be short."""
@@ -182,9 +182,9 @@ def open_pictures(
 ) -> Pictures:
     """Open a .beton file and the sidecar beside it.
 
-    `reader` is "ffcv", "threads" or, on a GPU, "nvjpeg"; `workers` its threads (0: one per core). Pixels that fit in
-    `resident_bytes` are read once and then served from the device's memory. ValueError where the file and its sidecar
-    do not match, or where this machine lacks what `reader` names.
+    `reader` is "ffcv", "threads" or, on a GPU, "nvjpeg" or "both"; `workers` its threads (0: one per core). Pixels that
+    fit in `resident_bytes` are read once and then served from the device's memory. ValueError where the file and its
+    sidecar do not match, or where this machine lacks what `reader` names.
     """
     if reader not in READERS:
         raise ValueError(f"unknown reader {reader!r}; use one of {', '.join(READERS)}")
@@ -192,7 +192,9 @@ def open_pictures(
     target = torch.device(device)
     decoder: Reader
     if reader == "nvjpeg" and index.jpeg:
-        decoder = NvjpegReader(index, target, _AHEAD)
+        decoder = NvjpegReader(index, target, AHEAD)
+    elif reader == "both" and index.jpeg:
+        decoder = BothReader(index, target, workers or cores())
     else:
         kind = FFCVReader if reader == "ffcv" else ThreadReader
         decoder = kind(index, workers or cores(), target.type == "cuda")
@@ -204,62 +206,6 @@ def default_reader() -> str:
     return "ffcv" if importlib.util.find_spec("ffcv") else "threads"
 
 
-class ThreadReader:
-    """Reader on a pool of threads: decodes with libjpeg-turbo (exact DCT), or copies stored pixels."""
-
-    def __init__(self, index: beton.Index, workers: int, pin: bool) -> None:
-        """Start a pool of `workers` threads; `pin` allocates tensors in page-locked memory."""
-        self._index = index
-        self._workers = workers
-        self._pin = pin
-        self._stored = beton.mapped(index)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
-        self.decode_seconds = 0.0
-
-    def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
-        """Decode the records in order; the last tensor may be short."""
-        pending: deque[tuple[Tensor, list[Future[float]]]] = deque()
-        try:
-            for first in range(0, len(order) + _AHEAD * batch, batch):
-                if first < len(order):
-                    pending.append(self._begin(order[first : first + batch]))
-                if pending and first >= _AHEAD * batch:
-                    pixels, parts = pending.popleft()
-                    self.decode_seconds += sum(part.result() for part in parts) / self._workers
-                    yield pixels
-        finally:
-            for part in (part for _, parts in pending for part in parts):
-                part.cancel()
-
-    def close(self) -> None:
-        """End all threads."""
-        self._pool.shutdown(cancel_futures=True)
-
-    def _begin(self, ids: Ints) -> tuple[Tensor, list[Future[float]]]:
-        size = self._index.size
-        pixels = torch.empty((len(ids), size, size, 3), dtype=torch.uint8, pin_memory=self._pin)
-        decode = self._decode if self._index.jpeg else self._copy
-        shares = zip(np.array_split(ids, self._workers), np.array_split(pixels.numpy(), self._workers), strict=True)
-        return pixels, [self._pool.submit(_timed, decode, part, out) for part, out in shares if len(part)]
-
-    def _decode(self, ids: Ints, out: beton.Bytes) -> None:
-        import simplejpeg  # stored pixels do not need it
-
-        for record, picture in zip(ids, out, strict=True):
-            simplejpeg.decode_jpeg(beton.stored_bytes(self._index, self._stored, record), buffer=picture)
-
-    def _copy(self, ids: Ints, out: beton.Bytes) -> None:
-        windows = np.lib.stride_tricks.sliding_window_view(self._stored, out[0].size)
-        out.reshape(len(out), -1)[:] = windows[self._index.pointers[ids]]
-
-
-def _timed(decode: Callable[[Ints, beton.Bytes], None], ids: Ints, out: beton.Bytes) -> float:
-    """Decode, and return the processor time of this thread that it took."""
-    began = time.thread_time()
-    decode(ids, out)
-    return time.thread_time() - began
-
-
 class FFCVReader:
     """Reader on one FFCV Loader that serves all epochs (a new one would be compiled again)."""
 
@@ -269,7 +215,7 @@ class FFCVReader:
         self._failures: list[BaseException] = []
         self._epochs: list[Any] = []
         self.decode_seconds = 0.0
-        self._loader: Any = ffcv_patches.open_loader(index, workers, _AHEAD, pin, self._failures, self._count)
+        self._loader: Any = ffcv_patches.open_loader(index, workers, AHEAD, pin, self._failures, self._count)
 
     def _count(self, seconds: float) -> None:
         self.decode_seconds += seconds

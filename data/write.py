@@ -295,7 +295,9 @@ def _colours(index: beton.Index, workers: int, report: Callable[[int, int], None
 
     Sums of integers below 2**53 are exact in float64, so neither threads nor batches change a digit.
     """
-    from crelu_data.load import ThreadReader  # imports torch, which takes seconds and only this function needs
+    from crelu_data.decoders.threads import (
+        ThreadReader,  # imports torch, which takes seconds and only this function needs
+    )
 
     count = len(index.labels)
     records = np.arange(count) if count <= _MEASURE_ALL else np.linspace(0, count - 1, _MEASURE).astype(np.int64)
@@ -500,7 +502,7 @@ def verify(path: Path, workers: int = 0, progress: Progress = no_progress) -> Si
 
     ValueError names the first fault.
     """
-    from crelu_data.load import ThreadReader
+    from crelu_data.decoders.threads import ThreadReader
 
     sidecar, index = beton.read_pair(path)
     count = len(index.labels)

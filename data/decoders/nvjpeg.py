@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
@@ -39,12 +39,16 @@ class NvjpegReader:
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order into uint8 (n, h, w, 3); the last tensor may be short."""
+        return self.read_parts([order[first : first + batch] for first in range(0, len(order), batch)])
+
+    def read_parts(self, parts: Sequence[Ints]) -> Generator[Tensor, None, None]:
+        """Decode these records into uint8 (n, h, w, 3), a tensor for each part."""
         pending: deque[Future[tuple[Tensor, float]]] = deque()
         try:
-            for first in range(0, len(order) + self._ahead * batch, batch):
-                if first < len(order):
-                    pending.append(self._pool.submit(self._pixels, order[first : first + batch]))
-                if pending and first >= self._ahead * batch:
+            for number in range(len(parts) + self._ahead):
+                if number < len(parts):
+                    pending.append(self._pool.submit(self._pixels, parts[number]))
+                if pending and number >= self._ahead:
                     pixels, seconds = pending.popleft().result()
                     self.decode_seconds += seconds
                     if pixels.is_cuda:  # its memory may not be used anew before the consumer's stream is done with it
@@ -62,6 +66,9 @@ class NvjpegReader:
         """Return the pixels of these records, and the processor seconds of this thread that they took."""
         began = time.thread_time()
         encoded = [torch.from_numpy(np.array(beton.stored_bytes(self._index, self._stored, record))) for record in ids]
+        if not encoded:
+            size = self._index.size
+            return torch.empty((0, size, size, 3), dtype=torch.uint8, device=self._device), 0.0
         with self._on_stream():
             pixels = torch.stack(self._decode(encoded)).permute(0, 2, 3, 1).contiguous()
         if self._stream is not None:
@@ -75,7 +82,7 @@ class NvjpegReader:
 def _nvjpeg(device: torch.device) -> Decode:
     """Return torchvision's function for this device; ValueError for one that is no GPU."""
     if device.type != "cuda":
-        raise ValueError("the reader nvjpeg decodes on a GPU alone: take the reader ffcv or threads")
+        raise ValueError("the readers nvjpeg and both decode on a GPU: take the reader ffcv or threads")
     from torchvision.io import ImageReadMode, decode_jpeg  # takes seconds
 
     def decode(encoded: list[Tensor]) -> list[Tensor]:

@@ -107,8 +107,8 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="trials of one worker side by side (auto: where it pays; default: auto on a GPU, else off)")
     add("--kernels", choices=get_args(Kernels), default="exact",
         help="on a GPU: exact resumes bit for bit, fastest does not, torch is exact without kernels of ours")
-    add("--reader", choices=("ffcv", "threads", "nvjpeg"), default="ffcv",
-        help="decoder of the pictures; what the GPU's, nvjpeg, decodes are trials of their own (default ffcv)")
+    add("--reader", choices=("ffcv", "threads", "nvjpeg", "both"), default="ffcv",
+        help="decoder of the pictures; nvjpeg is the GPU's, both it and threads: trials of their own (default ffcv)")
     add("--tracking-uri", metavar="URI", help="MLflow (default $MLFLOW_TRACKING_URI, SQLite in --output)")
     add("--experiment", metavar="NAME", help="MLflow experiment (default: the sweep's name)")
     add("--register", metavar="NAME",

@@ -48,7 +48,7 @@ OWN_DEMO = "demo: {pictures}, narrow nets, few epochs; what it changes of the pa
 SMOKE = "smoke test: two tiny cells at most on {pictures}"
 SMALL = "no GPU here: the demo's small nets and short recipes (--profile paper for the paper's)"
 
-NVJPEG = "nvjpeg"
+ON_GPU = ("nvjpeg", "both")  # readers that decode on a GPU
 EPOCHS = "recipe.epochs"
 SYNTHETIC = "synthetic"  # begins the names of embedded pictures
 LONGEST = 60  # letters of a variant's name; a longer one is cut and ends with a hash
@@ -119,8 +119,10 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
     output = absolute(options.output)
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     profile, dataset, banner = choose_profile(cells, options, address, of_paper)
-    if options.reader == NVJPEG and address == "local" and (options.gpus_per_trial == 0 or not _has_gpu()):
-        raise ValueError(f"--reader {NVJPEG}: it decodes on a GPU, and trials here have none; take ffcv or threads")
+    if options.reader in ON_GPU and address == "local" and (options.gpus_per_trial == 0 or not _has_gpu()):
+        raise ValueError(
+            f"--reader {options.reader}: it decodes on a GPU, and trials here have none; take ffcv or threads"
+        )
     sentences = [
         banner,
         unpacked_sentence(cells, options.pack),
@@ -143,9 +145,9 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
             pack=options.pack,
         ),
         limits=Limits(options.max_gpu_hours, 1 if options.fail_fast else options.max_failures),
-        # Pictures that are stored as pixels have no decoder, and nvJPEG is named by the cells of the others.
-        reader="threads" if options.reader == NVJPEG else options.reader,
-        decoder=NVJPEG if options.reader == NVJPEG else "",
+        # Pictures that are stored as pixels have no decoder, and one on a GPU is named by the cells of the others.
+        reader="threads" if options.reader in ON_GPU else options.reader,
+        decoder=options.reader if options.reader in ON_GPU else "",
         kernels=options.kernels,
         stale="retrain" if options.yes and options.stale == "ask" else options.stale,
         fresh=options.fresh,

@@ -55,7 +55,7 @@ class Cell:
 
     `versus` is the label of the cell with which this one is compared, besides the first of its table.
     `paper_dataset` is the paper's data set for which the cell stands where it trains on another one. `decoder` is
-    "nvjpeg" where that decodes the pictures, whose pixels then differ in the last bits; empty for libjpeg-turbo.
+    "nvjpeg" or "both" where a GPU decodes the pictures, or some, whose pixels then differ in the last bits; else empty.
     `factors` are the levels that a grid made it of, by the factors' names. `task` names the function that trains it as
     "module:function", empty for our own loop, and `metric` is the number it is compared by.
     """

@@ -16,8 +16,10 @@ import torch
 from crelu_data import beton
 from crelu_data.cores import cores
 from crelu_data.datasets import beton_path
+from crelu_data.decoders.both import BothReader
 from crelu_data.decoders.nvjpeg import NvjpegReader
-from crelu_data.load import Batch, FFCVReader, Pictures, ThreadReader, open_pictures
+from crelu_data.decoders.threads import ThreadReader
+from crelu_data.load import Batch, FFCVReader, Pictures, open_pictures
 from crelu_data.write import prepare
 
 HAS_FFCV = importlib.util.find_spec("ffcv") is not None
@@ -284,10 +286,36 @@ def test_what_a_gpu_decodes_comes_in_order_and_leaves_no_thread(files: dict, ope
     assert set(threading.enumerate()) <= before
 
 
-def test_nvjpeg_is_refused_without_a_gpu_where_there_is_something_to_decode(files: dict) -> None:
-    with pytest.raises(ValueError, match="on a GPU alone: take the reader ffcv or threads"):
-        open_pictures(files["jpeg"], reader="nvjpeg")
-    with open_pictures(files["raw"], reader="nvjpeg") as pictures:
+def test_a_gpu_and_threads_decode_each_the_pictures_of_their_numbers(files: dict, opened: dict) -> None:
+    """The GPU's stand-in gives the negative, so each picture says which decoder made it."""
+    order = np.random.default_rng(5).permutation(130)[:101]
+    order[20:40] = np.arange(20) % 7  # a batch of the GPU's alone
+    order[40:60] = 7 + np.arange(20) % 5  # and one of the threads'
+    expected = joined(opened["jpeg", "threads"].batches(order, 20)).images.permute(0, 2, 3, 1)
+    negative = torch.from_numpy(order % 12 < 7)[:, None, None, None]
+    expected = torch.where(negative, 255 - expected, expected)
+    before = set(threading.enumerate())
+
+    def decode(encoded: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [255 - picture for picture in on_the_host(encoded)]
+
+    with closing(BothReader(beton.read_index(files["jpeg"]), torch.device("cpu"), 2, decode)) as reader:
+        batches = list(reader.read(order, 20))
+        assert [len(batch) for batch in batches] == [20] * 5 + [1]
+        assert torch.equal(torch.cat(batches), expected)
+        assert all(batch.is_contiguous() for batch in batches)
+        assert reader.decode_seconds >= max(reader._gpu.decode_seconds, reader._threads.decode_seconds) > 0
+        stream = reader.read(order, 20)
+        next(stream)
+        stream.close()
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("reader", ["nvjpeg", "both"])
+def test_a_gpus_decoder_is_refused_without_one_where_there_is_something_to_decode(files: dict, reader: str) -> None:
+    with pytest.raises(ValueError, match="decode on a GPU: take the reader ffcv or threads"):
+        open_pictures(files["jpeg"], reader=reader)
+    with open_pictures(files["raw"], reader=reader) as pictures:
         assert pictures.decoder == ""
         assert len(list(pictures.batches(np.arange(250), 50))) == 5
 
@@ -345,7 +373,7 @@ def test_impossible_requests_are_refused_before_reading(opened: dict, files: dic
         with pytest.raises(ValueError, match=r"must be|not all in"):
             pictures.batches(np.array(indices), batch, start)
     assert list(pictures.batches(np.array([], np.int64), 4)) == []
-    with pytest.raises(ValueError, match="one of ffcv, threads, nvjpeg"):
+    with pytest.raises(ValueError, match="one of ffcv, threads, nvjpeg, both"):
         open_pictures(files["raw"], reader="dali")
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from crelu_data import beton, synthetic
 from crelu_data.datasets import beton_path, dataset, holdout, stem
-from crelu_data.load import ThreadReader
+from crelu_data.decoders.threads import ThreadReader
 from crelu_data.sources import sources
 from crelu_data.write import prepare, verify
 from tests.support.pictures import cifar_tree, picture_folder

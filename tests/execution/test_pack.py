@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from crelu_data.datasets import Ints, dataset
-from crelu_data.load import ThreadReader
+from crelu_data.decoders.threads import ThreadReader
 from crelu_models import activations
 from sweeps.execution.pack import perform_pack
 from sweeps.experiment.trial import Trial
