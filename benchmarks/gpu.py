@@ -243,7 +243,8 @@ def tests(bench: Bench) -> None:
         bench.say("tests", "marked gpu", result="left out: pytest is not installed")
         return
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=", "-p", "no:cacheprovider",
+               "-W", "ignore::pytest.PytestConfigWarning", *files]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
                           timeout=max(1.0, bench.began + LIMIT - time.perf_counter()))  # fmt: skip
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing said"]
@@ -367,7 +368,7 @@ def activation_rival(name: str, x: Tensor) -> Rival:
     kind = name.removeprefix("bias ")
     theirs = DEFINITIONS[kind]
     kept = (x if kind in BY_INPUT else theirs(x)).nbytes
-    where = kind, x.dtype, x.device
+    where = kind, x.dtype, x.device, torch.channels_last
     if kind == name:
         kernel = kernel_word(x, partial(accepts, x, kind, torch.channels_last), partial(is_exact, *where))
         return Rival(activation(kind, x.shape[1]), theirs, [x], 2, kept, kernel)

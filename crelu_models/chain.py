@@ -41,17 +41,26 @@ class Chain(nn.Sequential):
 def _conv_and_activation(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor | None:
     """Return the activation of a conv's output, both biased by one kernel; None where none does that."""
     kind = "relu" if type(act) is nn.ReLU else getattr(act, "kind", "")
-    if type(conv) is not nn.Conv2d or conv.bias is None or conv.padding_mode != "zeros" or not x.numel():
+    if type(conv) is not nn.Conv2d or conv.bias is None or conv.padding_mode != "zeros":
+        return None
+    if x.dim() != 4 or not x.numel():
         return None
     module = kernels_for(x, conv.weight, conv.bias)
-    casts = torch.is_autocast_enabled(x.device.type)
+    if module is None or _is_watched(conv, act):
+        return None
+    casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype(x.device.type) if casts else x.dtype
-    if module is None or _is_watched(conv, act) or not module.accepts_bias(kind, dtype, x.device):
+    form = torch.channels_last if torch.channels_last in (layout(x), layout(conv.weight)) else torch.contiguous_format
+    if not module.accepts_bias(kind, dtype, x.device, form):
         return None
     y = functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    bias = conv.bias.to(y.dtype)
+    if layout(y) != form:  # no sample of this layout was seen
+        plain: Tensor = act(y + bias[:, None, None])
+        return plain
     # Where cuDNN may choose by speed alone, the bits of another run are not asked for.
     any_order = cudnn.benchmark and not cudnn.deterministic
-    result: Tensor = module.apply(y, kind, layout(y), conv.bias.to(y.dtype), any_order)
+    result: Tensor = module.apply(y, kind, form, bias, any_order)
     return result
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from crelu_models.gpu.language import BLOCK, exp, expm1, is_batch, jit, plus, rounded
+from crelu_models.gpu.language import BLOCK, exp, expm1, is_batch, jit, kernel, plus, rounded
 
 SLOPE = 1 / 100  # of the leaky form
 SUMMED_TILES = 8  # of a program that sums them: fewer sums remain to be summed
@@ -62,7 +62,7 @@ def _input(x, bias, row, column, rows, width, map_size, biased: tl.constexpr):  
     return v
 
 
-@jit
+@kernel("rows")
 def _activation_forward(  # type: ignore[no-untyped-def]
     x, bias, y, rows, width, map_size,
     kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
@@ -111,7 +111,7 @@ def _gradient(  # type: ignore[no-untyped-def]
     return rounded(result, dtype)
 
 
-@jit
+@kernel("rows")
 def _activation_backward(  # type: ignore[no-untyped-def]
     g, saved, bias, by_x, sums, rows, width, map_size,
     kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
@@ -155,10 +155,11 @@ def _launch(
 ) -> None:
     """Run a kernel over the rows of x; in each run it takes the constant `tiles` of them, by default one."""
     rows, width, high, wide = _tile(x, form)
-    kernel[(triton.cdiv(rows, high * constants.get("tiles", 1)), triton.cdiv(width, wide))](
-        *tensors, rows, width, width // x.shape[1], kind, SLOPE, bias is not None, high, wide, **constants,
-        enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        kernel[(triton.cdiv(rows, high * constants.get("tiles", 1)), triton.cdiv(width, wide))](
+            *tensors, rows, width, width // x.shape[1], kind, SLOPE, bias is not None, high, wide, **constants,
+            enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 class _Fused(torch.autograd.Function):
@@ -192,9 +193,20 @@ class _Fused(torch.autograd.Function):
         else:
             summed = ctx.any_order and ctx.needs_input_grad[1] and ctx.form == torch.channels_last
             by_x, by_bias = _by_kernel(gradient, saved, bias, ctx.kind, ctx.form, summed)
+            if ctx.kind in BY_INPUT:
+                by_x = _laid_out_as(gradient, by_x)
         if by_bias is None and ctx.needs_input_grad[1]:
             by_bias = by_x.sum((0, *range(2, by_x.dim())))
         return by_x, by_bias, None, None, None
+
+
+def _laid_out_as(gradient: Tensor, by_x: Tensor) -> Tensor:
+    """Return the gradient by x in the layout of the one by y, as of torch's products; the order of sums follows it."""
+    if gradient.is_contiguous():
+        return by_x.contiguous()
+    if gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last):
+        return by_x.contiguous(memory_format=torch.channels_last)
+    return by_x
 
 
 def _by_kernel(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 
 import torch
@@ -14,27 +15,32 @@ from torch import Tensor
 from torch.nn import functional
 
 from crelu_models.gpu.activations import DEFINITIONS, SINGLE, along_channels, apply
-from crelu_models.gpu.language import INTERPRETED
+from crelu_models.gpu.language import BLOCK, INTERPRETED
 from crelu_models.gpu.pooling import Window, max_pool, torch_pool
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-TIMED_SHAPE = (128, 96, 32, 32)
+# Of samples and timings, as of many layers: a kernel is compiled anew for other widths of its tile.
+CHANNELS = 96
+TIMED_SHAPE = (128, CHANNELS, 32, 32)
 SLEEP_CYCLES = 10_000_000  # some 5 ms, in which what is timed is launched
 LARGEST_WINDOW = 3
+LONGEST_ROW = 65535 * BLOCK  # a GPU has so many programs side by side
 
 
 def accepts(x: Tensor, kind: str, form: torch.memory_format) -> bool:
     """Return whether the kernels take x: a known type, in one piece, and of a kind in which they are exact and fast."""
     if x.dtype not in FLOATS or x.dim() < 2 or not x.numel() or not x.is_contiguous(memory_format=form):
         return False
-    return is_exact(kind, x.dtype, x.device) and is_faster(kind, x.dtype, x.device)
+    if form == torch.contiguous_format and x[0].numel() > LONGEST_ROW:
+        return False
+    return is_exact(kind, x.dtype, x.device, form) and is_faster(kind, x.dtype, x.device)
 
 
-def accepts_bias(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether the kernels take the output of a conv without its bias, and the bias with the activation."""
+def accepts_bias(kind: str, dtype: torch.dtype, device: torch.device, form: torch.memory_format) -> bool:
+    """Return whether the kernels take a conv's output in this layout without its bias, and that with the activation."""
     if kind not in DEFINITIONS or dtype not in FLOATS:
         return False
-    exact = adds_bias_apart(dtype, device) and is_exact(kind, dtype, device, biased=True)
+    exact = adds_bias_apart(dtype, device) and is_exact(kind, dtype, device, form, biased=True)
     return exact and is_faster(kind, dtype, device, biased=True)
 
 
@@ -50,13 +56,13 @@ def accepts_pool(x: Tensor, window: Window) -> bool:
 
 
 @cache
-def is_exact(kind: str, dtype: torch.dtype, device: torch.device, biased: bool = False) -> bool:
-    """Return whether the kernels give the bits of the definition on a sample, value and gradient, in both layouts."""
+def is_exact(
+    kind: str, dtype: torch.dtype, device: torch.device, form: torch.memory_format, biased: bool = False
+) -> bool:
+    """Return whether the kernels give the bits of the definition on a sample in a layout, value and gradient."""
     try:
-        return all(
-            agrees(partial(apply, kind=kind, form=form), kind, x, weight, bias if biased else None)
-            for x, weight, bias, form in samples(kind, dtype, device)
-        )
+        x, weight, bias = sample(kind, dtype, device, form)
+        return agrees(partial(apply, kind=kind, form=form), kind, x, weight, bias if biased else None)
     except Exception:  # the kernel does not compile here: torch's operations take its place
         return False
 
@@ -69,7 +75,7 @@ def adds_bias_apart(dtype: torch.dtype, device: torch.device) -> bool:
     """
     drawn = torch.Generator().manual_seed(0)
     shapes = (4, 16, 9, 9), (24, 16, 3, 3), (24,), (4, 24, 9, 9)
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with _usual(device):
         x, weight, bias, by_y = (_last(torch.randn(shape, generator=drawn).to(device, dtype)) for shape in shapes)
         whole = with_gradients(lambda bias: functional.conv2d(x, weight, bias, padding=1), [bias], by_y)
         y = functional.conv2d(x, weight, padding=1)
@@ -80,7 +86,7 @@ def adds_bias_apart(dtype: torch.dtype, device: torch.device) -> bool:
 def pool_is_exact(window: Window, dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether the kernels of max pooling give torch's bits on samples, value and gradient."""
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with _usual(device):
             return all(
                 same_bits(*(with_gradients(partial(form, window=window), [x], by_y) for form in (max_pool, torch_pool)))
                 for x, by_y in pool_samples(window, dtype, device)
@@ -93,7 +99,7 @@ def pool_samples(window: Window, dtype: torch.dtype, device: torch.device) -> It
     """Yield inputs and gradients by the output: drawn ones with ties, zeros, infinities and NaN, of several sides."""
     generator = torch.Generator().manual_seed(0)
     for height, width in ((9, 7), (8, 12)):
-        x = torch.randn((3, 24, height, width), generator=generator).mul(2).round().div(2)
+        x = torch.randn((3, CHANNELS, height, width), generator=generator).mul(2).round().div(2)
         x[:, ::4] = torch.rand(x[:, ::4].shape, generator=generator)
         x[:, 1::4].relu_()
         x.view(-1)[::41] = math.nan
@@ -101,7 +107,7 @@ def pool_samples(window: Window, dtype: torch.dtype, device: torch.device) -> It
         if device.type != "cpu":  # a CPU gives the gradient of a window of -inf alone to its first position
             x.view(-1)[::11] = -math.inf
             x[0] = -math.inf
-        shape = (3, 24, window.outputs(height), window.outputs(width))
+        shape = (3, CHANNELS, window.outputs(height), window.outputs(width))
         by_y = torch.randn(shape, generator=generator)
         by_y.view(-1)[::29] = 3e38
         yield _last(x.to(device, dtype)), _last(by_y.to(device, dtype))
@@ -137,7 +143,7 @@ def _beats(
     """Return whether a function of a map, and of a bias, takes less time than another, forward and backward."""
     if TIMER is None:
         return True
-    with torch.inference_mode(False), torch.enable_grad():
+    with _usual(device):
         shapes = [TIMED_SHAPE, TIMED_SHAPE[1:2]] if biased else [TIMED_SHAPE]
         try:
             leaves = [_last(torch.zeros(shape, dtype=dtype, device=device)).requires_grad_() for shape in shapes]
@@ -147,6 +153,13 @@ def _beats(
         except torch.OutOfMemoryError:
             return False
     return times[0] < times[1]
+
+
+@contextmanager
+def _usual(device: torch.device) -> Iterator[None]:
+    """Compute as in training without autocast, whatever the caller does: under it torch's sums are of another type."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def _both_ways(function: Callable[..., Tensor], leaves: list[Tensor], weight: Tensor) -> tuple[Tensor, ...]:
@@ -177,30 +190,29 @@ def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
 TIMER: Callable[[Callable[[], object], torch.device], float] | None = None if INTERPRETED else _milliseconds
 
 
-def samples(
-    kind: str, dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor, Tensor, torch.memory_format]]:
-    """Yield inputs, gradients, biases and layouts: drawn ones, and zeros, infinities, NaN, small and large ones.
+def sample(
+    kind: str, dtype: torch.dtype, device: torch.device, form: torch.memory_format
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return an input, a gradient and a bias: drawn ones, and zeros, infinities, NaN, small and large ones.
 
     The exponential of -100 is smaller than any normal number.
     """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn((4, 24, 9, 7), generator=generator) * torch.logspace(-3, 1, 24)[:, None, None]
-    weight = torch.randn((4, 24 if kind in SINGLE else 48, 9, 7), generator=generator)
-    bias = torch.randn(24, generator=generator) * torch.logspace(-5, 1, 24)
+    x = torch.randn((4, CHANNELS, 9, 7), generator=generator) * torch.logspace(-3, 1, CHANNELS)[:, None, None]
+    weight = torch.randn((4, CHANNELS if kind in SINGLE else 2 * CHANNELS, 9, 7), generator=generator)
+    bias = torch.randn(CHANNELS, generator=generator) * torch.logspace(-5, 1, CHANNELS)
     special = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-7, -1e-7, 3e38, -3e38, 1e-45])
     for tensor, every in ((x, 5), (weight, 7)):
         some = tensor.view(-1)[::every]
         some.copy_(special.repeat(-(-len(some) // len(special)))[: len(some)])
     x.view(-1)[3::55] = -100.0
-    for form in (torch.contiguous_format, torch.channels_last):
-        placed = [value.to(device, dtype).contiguous(memory_format=form) for value in (x, weight)]
-        yield placed[0], placed[1], bias.to(device, dtype), form
+    x, weight = (value.to(device, dtype).contiguous(memory_format=form) for value in (x, weight))
+    return x, weight, bias.to(device, dtype)
 
 
 def agrees(form: Callable[..., Tensor], kind: str, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Return whether value and gradients by a form of a kind are those of its definition, bit for bit."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with _usual(x.device):
         x, weight = (value.clone(memory_format=torch.preserve_format) for value in (x, weight))
         if bias is None:
             ours = with_gradients(form, [x], weight)

@@ -15,6 +15,16 @@ jit: Callable[[Any], Any] = triton.jit
 INTERPRETED = knobs.runtime.interpret
 BLOCK = 1024  # elements of a program
 
+
+def kernel(*plain: str) -> Callable[[Any], Any]:
+    """Return the decorator of a kernel that is compiled once for all values of these arguments.
+
+    Of others Triton takes it as another kernel where they are 1, or a multiple of 16: a fifth of a second each.
+    """
+    decorated: Callable[[Any], Any] = triton.jit(do_not_specialize=plain)
+    return decorated
+
+
 if INTERPRETED:
 
     @jit

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from crelu_models.gpu.language import BLOCK, is_batch, jit, rounded
+from crelu_models.gpu.language import BLOCK, is_batch, kernel, rounded
 
 
 class Window(NamedTuple):
@@ -28,7 +28,7 @@ class Window(NamedTuple):
         return count - (self.ceil and (count - 1) * self.stride >= size + self.pad)
 
 
-@jit
+@kernel("rows", "height", "width", "out_height", "out_width")
 def _pool_forward(  # type: ignore[no-untyped-def]
     x, y, places, rows, channels, height, width, out_height, out_width,
     side: tl.constexpr, stride: tl.constexpr, pad: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
@@ -58,7 +58,7 @@ def _pool_forward(  # type: ignore[no-untyped-def]
     tl.store(places + at, place.to(tl.uint8), inside)
 
 
-@jit
+@kernel("rows", "height", "width", "out_height", "out_width")
 def _pool_backward(  # type: ignore[no-untyped-def]
     g, places, by_x, rows, channels, height, width, out_height, out_width,
     side: tl.constexpr, stride: tl.constexpr, pad: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
@@ -99,9 +99,10 @@ def _launch(kernel: Any, over: Tensor, x: Tensor, y: Tensor, window: Window, *te
     wide = min(BLOCK, triton.next_power_of_2(channels))
     high = BLOCK // wide
     sides = *x.shape[2:], *y.shape[2:]
-    kernel[(triton.cdiv(rows, high), triton.cdiv(channels, wide))](
-        *tensors, rows, channels, *sides, *window[:3], high, wide, enable_fp_fusion=False
-    )
+    with torch.cuda.device_of(over):  # type: ignore[no-untyped-call]
+        kernel[(triton.cdiv(rows, high), triton.cdiv(channels, wide))](
+            *tensors, rows, channels, *sides, *window[:3], high, wide, enable_fp_fusion=False
+        )
 
 
 class _MaxPool(torch.autograd.Function):

@@ -11,6 +11,7 @@ from crelu_models import activations
 from crelu_models.modules import build, initialise, seed_dropout
 from crelu_models.tables import S2, S4
 from tests.support.gpu_kernels import (
+    CPU,
     EXACT,
     PLAIN,
     TWO_BYTES,
@@ -95,7 +96,8 @@ def test_what_kernels_of_a_net_do_not_take_is_left_to_torch(
     gpu: Kernels, exact_conv: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, pictures = whole_numbers(small_net("relu"), 8)
-    expected = model(pictures)
+    expected, expected_first = model(pictures), model[:2](pictures)
+    assert gpu.choice.is_exact("relu", torch.float32, CPU, PLAIN, biased=True)  # its sample is made here
     made = launches(gpu, monkeypatch)
     seen: list[torch.Size] = []
 
@@ -127,6 +129,10 @@ def test_what_kernels_of_a_net_do_not_take_is_left_to_torch(
     model.float().to(memory_format=PLAIN)
     for odd in (pictures.contiguous(), pictures[:0]):
         model(odd)
+    assert torch.equal(model[:2](pictures[0]), expected_first[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model[:2].double()(pictures.double()).dtype == torch.float64
+    model.float()
     model.to(memory_format=torch.channels_last)
     assert made == ["bias relu"]  # of the plain layout, which pooling does not take
     monkeypatch.setattr(activations, "takes_kernels", False)
@@ -181,12 +187,14 @@ def test_on_a_gpu_biases_and_pooling_have_the_bits_of_torch(
 
     device = torch.device("cuda")
     assert choice.adds_bias_apart(dtype, device)
-    assert all(choice.is_exact(kind, dtype, device, biased=True) for kind in (*EXACT, "relu"))
+    assert all(choice.is_exact(kind, dtype, device, torch.channels_last, biased=True) for kind in (*EXACT, "relu"))
     assert [window for window in WINDOWS if not choice.pool_is_exact(pooling.Window(*window), dtype, device)] == []
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(choice, "is_faster", lambda *_, **__: True)
     monkeypatch.setattr(choice, "pool_is_faster", lambda *_: True)
-    assert choice.accepts_bias("relu", dtype, device)
+    choice.is_exact.cache_clear()
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):  # as a training asks
+        assert choice.accepts_bias("relu", dtype, device, torch.channels_last)
     for net in (S2.crelu(1, 2, 3), S2.activation("crelu_leaky", 2).avr(4), S4):
         model = build(net, 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         initialise(model, net, "he_fan_in", 0)

@@ -14,8 +14,9 @@ from tests.support.gpu_kernels import CPU, EXACT, PLAIN, TWO_BYTES, Kernels, bot
 @pytest.mark.parametrize("dtype", [*TWO_BYTES, torch.float32], ids=str)
 @pytest.mark.parametrize("kind", [*EXACT, "relu"])
 def test_kernels_give_the_bits_of_the_definition(gpu: Kernels, kind: str, dtype: torch.dtype) -> None:
-    assert gpu.choice.is_exact(kind, dtype, CPU)
-    assert gpu.choice.is_exact(kind, dtype, CPU, biased=True)
+    for form in (PLAIN, torch.channels_last):
+        assert gpu.choice.is_exact(kind, dtype, CPU, form)
+        assert gpu.choice.is_exact(kind, dtype, CPU, form, biased=True)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -40,7 +41,8 @@ def test_kernels_take_any_shape_in_either_layout(gpu: Kernels, kind: str, shape:
             ours = both(partial(gpu.activations.apply, kind=kind, form=form), *inputs)
             theirs = both(gpu.activations.DEFINITIONS[kind], *inputs)
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-            assert all(value.is_contiguous(memory_format=form) for value in ours)
+            assert ours[0].is_contiguous(memory_format=form)
+            assert ours[1].is_contiguous(memory_format=by if kind == "avr" else form)
 
 
 @pytest.mark.parametrize("kind", ["crelu", "crelu_leaky", "concat_elu", "avr"])
@@ -103,14 +105,18 @@ def test_a_bias_summed_in_another_order_is_near_torchs_sum_and_always_the_same(
     assert ((runs[1][2].double() - exact).abs() <= exact.abs() * torch.finfo(dtype).eps + 1e-6 * size).all()
 
 
-def test_the_gradient_of_relu_has_the_layout_that_torch_gives_it(gpu: Kernels) -> None:
-    x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    for form in (torch.channels_last, PLAIN):
-        by_y = torch.randn(2, 3, 4, 4).contiguous(memory_format=form)
-        ours = gpu.choice.with_gradients(lambda x: gpu.activations.apply(x, "relu", torch.channels_last), [x], by_y)
-        theirs = gpu.choice.with_gradients(torch.relu, [x], by_y)
-        assert gpu.choice.same_bits(ours, theirs)
-        assert [value.stride() for value in ours] == [value.stride() for value in theirs]
+@pytest.mark.parametrize("kind", ["relu", "crelu", "crelu_leaky", "concat_elu", "avr"])
+def test_a_gradient_has_the_layout_that_torch_gives_it(gpu: Kernels, kind: str) -> None:
+    """The gradient of a conv's bias is a sum of it, whose order follows the layout."""
+    for own in (torch.channels_last, PLAIN):
+        x = torch.randn(2, 3, 4, 4).contiguous(memory_format=own)
+        y = gpu.activations.DEFINITIONS[kind](x)
+        whole = [torch.randn(y.shape).contiguous(memory_format=form) for form in (torch.channels_last, PLAIN)]
+        for by_y in (*whole, torch.randn(2, y.shape[1], 1, 1).expand(y.shape)):
+            ours = gpu.choice.with_gradients(partial(gpu.activations.apply, kind=kind, form=own), [x], by_y)
+            theirs = gpu.choice.with_gradients(gpu.activations.DEFINITIONS[kind], [x], by_y)
+            assert [value.stride() for value in ours] == [value.stride() for value in theirs]
+            assert kind == "concat_elu" or gpu.choice.same_bits(ours, theirs)
 
 
 @pytest.mark.gpu
@@ -122,8 +128,9 @@ def test_on_a_gpu_kernels_compile_and_give_the_bits_of_the_definition(kind: str,
 
     device = torch.device("cuda")
     # The exponential of a GPU's kernel library has no numbers below the normal ones: then torch's operations are taken.
-    assert choice.is_exact(kind, dtype, device) or kind == "concat_elu"
-    for x, weight, *_ in choice.samples(kind, dtype, device):
+    for form in (PLAIN, torch.channels_last):
+        assert choice.is_exact(kind, dtype, device, form) or kind == "concat_elu"
+        x, weight, _ = choice.sample(kind, dtype, device, form)
         assert choice.agrees(activation(kind, x.shape[1]), kind, x, weight)
     x = torch.randn(8, 96, 17, 17, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     assert torch.equal(activation(kind, 96)(x), activations.DEFINITIONS[kind](x))

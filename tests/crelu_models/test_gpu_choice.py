@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -58,6 +60,53 @@ def test_what_the_kernels_do_not_take_is_left_to_torch(gpu: Kernels, monkeypatch
     assert torch.equal(compiled(x), gpu.activations.DEFINITIONS["crelu"](x))
 
 
+def test_samples_and_timings_are_not_those_of_autocast(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's autocast gives sums in fp32: of a bias in bf16 no kernel would be taken."""
+    window = gpu.pooling.Window(2, 2, 0, False)
+    casts: list[bool] = []
+
+    def noting(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *given, **named: casts.append(torch.is_autocast_enabled("cpu")) or function(*given, **named)
+
+    monkeypatch.setitem(gpu.activations.DEFINITIONS, "relu", noting(torch.relu))
+    monkeypatch.setattr(gpu.choice, "torch_pool", noting(gpu.pooling.torch_pool))
+    monkeypatch.setattr(torch.nn.functional, "conv2d", noting(torch.nn.functional.conv2d))
+    monkeypatch.setattr(gpu.choice, "TIMED_SHAPE", (1, 3, 6, 6))
+    monkeypatch.setattr(gpu.choice, "TIMER", lambda call, _: call() and 1.0)
+    where = torch.bfloat16, CPU
+    choices = (
+        partial(gpu.choice.is_exact, "relu", *where, torch.channels_last, biased=True),
+        partial(gpu.choice.is_faster, "relu", *where, biased=True),
+        partial(gpu.choice.pool_is_exact, window, *where),
+        partial(gpu.choice.pool_is_faster, window, *where),
+        partial(gpu.choice.adds_bias_apart, *where),
+    )
+    for choice in choices:
+        choice.func.cache_clear()
+        seen = len(casts)
+        with torch.autocast("cpu", torch.bfloat16):
+            choice()
+        assert len(casts) > seen, choice
+        choice.func.cache_clear()
+    assert not any(casts)
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[Tensor] = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: devices.append(x) or nullcontext())
+    x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    window = gpu.pooling.Window(2, 2, 0, False)
+    gpu.pooling.max_pool(gpu.activations.apply(x, "crelu", torch.channels_last), window).sum().backward()
+    assert [value.shape for value in devices] == [(2, 3, 4, 4), (2, 6, 2, 2), (2, 6, 4, 4), (2, 3, 4, 4)]
+
+
+def test_a_row_of_more_programs_than_a_gpu_has_is_left_to_torch(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    monkeypatch.setattr(gpu.choice, "LONGEST_ROW", 47)
+    assert not gpu.choice.accepts(x, "crelu", PLAIN)
+    assert gpu.choice.accepts(x.contiguous(memory_format=torch.channels_last), "crelu", torch.channels_last)
+
+
 def test_a_cpu_is_found_to_add_biases_before_it_rounds(gpu: Kernels) -> None:
     assert not gpu.choice.adds_bias_apart(torch.float32, CPU)
 
@@ -95,7 +144,9 @@ def moves(kernel, **constants):
     names = kernel.arg_names
     types = {"places": "*u8", "sums": "*fp32"} | dict.fromkeys(("x", "y", "g", "saved", "bias", "by_x"), "*bf16")
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
-    whole = [n for n, name in enumerate(names) if name in ("channels", "width") or signature[name][0] == "*"]
+    # Sides of pictures are of any length.
+    row = "channels" if "places" in names else "width"
+    whole = [n for n, name in enumerate(names) if name == row or signature[name][0] == "*"]
     attributes = {(n,): [["tt.divisibility", 16]] for n in whole}
     source = ASTSource(kernel, signature, constants, attributes)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
