@@ -21,6 +21,7 @@ from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.metrics import Metric, ending_word, error_text, flags_of
 from sweeps.experiment.plan import TO_DO, Plan
 from sweeps.experiment.profiles import data_name
+from sweeps.experiment.study import beyond_limits
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.experiment.wording import count
 from sweeps.report.notebook import Picture, in_notebook
@@ -52,10 +53,13 @@ class SweepProgress:
         self.epochs: dict[str, int] = {}  # done, by trial key: of this session and of earlier ones
         self.outdated: set[str] = set()  # keys of trials whose checkpoint is by other code
         self.best: dict[str, float] = {}  # hold-out values so far, the best of each trial
+        self.beyond: set[str] = set()  # keys of a search's trials that cannot be chosen: they exceed its limits
         self.curves: dict[str, list[float]] = {}  # by epoch: hold-out values, or training errors where none is held out
         self.speed: dict[str, float] = {}
         self.seconds = 0.0
         self.decided: Callable[[], int] = lambda: 0  # number of questions with an answer
+        for key, result in self.results.items():
+            self._compare_with_limits(key, result)
 
     def update_plan(self, planned: Sequence[Trial], pending: Sequence[Trial]) -> None:
         """Take in the trials that are planned now; `pending` stand for trials that are not known yet.
@@ -90,6 +94,7 @@ class SweepProgress:
         self.states[key] = {"started": "training", "left": "running"}.get(event, event)
         if event == "done":
             self.results[key] = news
+            self._compare_with_limits(key, news)
             self.seconds += float(news["seconds"])
             if self.forecast is not None:
                 self.forecast.add_result(news)
@@ -124,6 +129,18 @@ class SweepProgress:
         parts = [f"{n} {f'after epoch {epoch}' if epoch else start}" for epoch, n in sorted(places.items())]
         verb = "goes" if len(trials) == 1 else "go"
         return f"{count(len(trials), 'interrupted training')} {verb} on: {', '.join(parts)}"
+
+    def _compare_with_limits(self, key: str, result: Json) -> None:
+        """Take in whether a finished trial of a search keeps its limits."""
+        search, trial = self.plan.sweep.protocol.search, self.trials[key]
+        if search is not None and search.limits and trial.fold == 0 and self._part(key, trial) == "search":
+            self.beyond |= beyond_limits(search, trial, result)
+
+    def _part(self, key: str, trial: Trial) -> str:
+        """Return the name of the part of its cell's row that a trial belongs to; the key is empty for a stand-in."""
+        search = self.plan.sweep.protocol.search
+        searched = search is not None and trial.phase == "holdout" and trial.seed == search.seed
+        return "rates" if key in self.plan.studied else "search" if searched else PARTS[trial.phase]
 
     def _add_epoch(self, trial: Trial, row: Mapping[str, float]) -> None:
         """Take in the hold-out value of an epoch; a phase that holds nothing out has none."""
@@ -183,7 +200,7 @@ class SweepProgress:
             results = {key: self.results[key] for key in keys if key in self.results}
             metric = cell.metric
             finished = {key: result["metrics"].get(metric.held_out) for key, result in results.items()}
-            known = {key: finished.get(key, self.best.get(key)) for key in keys}
+            known = {key: finished.get(key, self.best.get(key)) for key in keys if key not in self.beyond}
             held_out = [error for error in known.values() if error is not None and math.isfinite(error)]
             tested = [(self.trials[key].phase, result["metrics"]) for key, result in results.items()]
             marks = sorted({mark for result in results.values() for mark in flags_of(result)})
@@ -202,13 +219,11 @@ class SweepProgress:
 
     def _parts(self, cell: Cell, keys: Sequence[str]) -> tuple[str, int, int]:
         """Return how many of a cell's search trials, seeds and folds are done, and of how many; the sums behind it."""
-        search = self.plan.sweep.protocol.search
         done: dict[str, int] = {}
         planned: dict[str, int] = {}
         for key, trial in [(key, self.trials[key]) for key in keys] + [("", trial) for trial in self.pending]:
             if trial.cell.key == cell.key:
-                searched = search is not None and trial.phase == "holdout" and trial.seed == search.seed
-                part = "rates" if key in self.plan.studied else "search" if searched else PARTS[trial.phase]
+                part = self._part(key, trial)
                 planned[part] = planned.get(part, 0) + 1
                 done[part] = done.get(part, 0) + (self.states.get(key) in ("done", "stale"))
         text = " ".join(f"{part} {done[part]}/{count}" for part, count in planned.items())

@@ -161,7 +161,7 @@ def _in_waves(search: Search, cell: Cell, known: _Known) -> Study:
                 suggestions.append(_over_folds(search, number, trial, rival, known))
             else:
                 value = _value(search, trial, known)
-                excess = _excess(search, trial, known)
+                excess = _excess(search, trial, known.results.get(trial.key))
                 diverged = _all_diverged((trial,), known)
                 suggestions.append(Suggestion(number, (trial,), value, excess=excess, diverged=diverged))
     is_over = not _may_ask(search, cell, suggestions)
@@ -278,11 +278,20 @@ def _classes(search: Search, name: str) -> int:
     return 0
 
 
-def _excess(search: Search, trial: Trial, known: _Known) -> tuple[tuple[str, float], ...]:
+def beyond_limits(search: Search, first: Trial, result: Result) -> frozenset[str]:
+    """Return the keys of a suggestion's trials where the result of the first one exceeds a limit, else none.
+
+    None of them can be chosen: a search over folds judges a suggestion by its first fold.
+    """
+    is_beyond = any(more > 0 for _, more in _excess(search, first, result))
+    return frozenset(trial.key for trial in _all_folds(search, first)) if is_beyond else frozenset()
+
+
+def _excess(search: Search, trial: Trial, result: Result | None) -> tuple[tuple[str, float], ...]:
     """Return by how much a trial exceeds each limit, as far as is known."""
     before = _excess_before(search, trial)
     measured = {name: most for name, most in search.limits_by_name.items() if name not in dict(before)}
-    result = known.results.get(trial.key) or {}
+    result = result or {}
     return (*before, *((name, float(result[name]) - most) for name, most in measured.items() if name in result))
 
 
@@ -291,9 +300,9 @@ def _over_folds(search: Search, number: int, first: Trial, rival: Suggestion | N
 
     It is compared with `rival`, the best of earlier waves, so pruning does not depend on what else runs.
     """
-    trials = tuple(dataclasses.replace(first, seed=search.seed + fold, fold=fold) for fold in range(search.folds))
+    trials = _all_folds(search, first)
     values = [_value(search, trial, known) for trial in trials]
-    excess = _excess(search, first, known)
+    excess = _excess(search, first, known.results.get(first.key))
     loss = goal(search, first.cell).loss
     errors: tuple[float, ...] = ()
     if rival is not None and search.prune:
@@ -307,6 +316,12 @@ def _over_folds(search: Search, number: int, first: Trial, rival: Suggestion | N
         if math.isnan(mean) or (errors and started < search.folds and wilcoxon_prunes(losses, errors)):
             return Suggestion(number, trials[:started], mean, pruned=True, excess=excess)
     return Suggestion(number, trials, mean, excess=excess, diverged=_all_diverged(trials, known))
+
+
+def _all_folds(search: Search, first: Trial) -> tuple[Trial, ...]:
+    """Return the trials of a suggestion, one per fold: the first alone on the hold-out."""
+    folds = range(1, search.folds)
+    return (first, *(dataclasses.replace(first, seed=search.seed + fold, fold=fold) for fold in folds))
 
 
 def _all_diverged(trials: Sequence[Trial], known: _Known) -> bool:
@@ -416,7 +431,7 @@ def _standing(search: Search, trial: Trial, number: int, arm: int, bracket: Brac
     value = reached[-1][1] if reached and not runs else None
     finite_rungs = tuple((epoch, value) for epoch, value in reached if math.isfinite(value))
     # Its seconds are known with its result, which the clock shows at its last rung.
-    excess = _excess(search, trial, known) if is_complete else _excess_before(search, trial)
+    excess = _excess(search, trial, known.results.get(trial.key)) if is_complete else _excess_before(search, trial)
     diverged = _all_diverged((trial,), known)
     return Suggestion(number, (trial,), value, bool(reached) and not is_complete, finite_rungs, excess, "", diverged)
 

@@ -1,5 +1,6 @@
 """What a person is told of a running sweep: totals that hold, parts of each cell, and what they come to."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,29 @@ def test_best_hold_out_error_is_the_least_so_far(tmp_path: Path) -> None:
     assert progress.rows()[0].best == "30.00"
     progress.apply("done", first, result(35.0, False, "diverged"))
     assert progress.rows()[0].best == "35.00"
+
+
+@pytest.mark.parametrize("folds", [0, 2])
+def test_best_hold_out_error_is_of_a_trial_within_the_limits_of_its_search(folds: int, tmp_path: Path) -> None:
+    search = Search(2, wave=2, folds=folds, limits={"seconds": 1000.0})
+    sweep_plan = plan(dataclasses.replace(SWEEP, protocol=Protocol(search=search)), Ledger(str(tmp_path)), {})
+    progress = SweepProgress(sweep_plan)
+    trials = [status.trial for status in sweep_plan.of(BASELINE)]
+    slow, within = trials[: len(trials) // 2], trials[len(trials) // 2 :]
+    for trial in slow:  # of folds the first one is judged by
+        seconds = 1001.0 if trial.fold == 0 else 10.0
+        progress.apply("done", trial, result(20.0, False) | {"seconds": seconds})
+    assert progress.rows()[0].best == ""
+    statuses = tuple(status._replace(result=progress.results.get(status.trial.key)) for status in sweep_plan.statuses)
+    assert SweepProgress(dataclasses.replace(sweep_plan, statuses=statuses)).rows()[0].best == ""  # after a restart
+    for trial in within:
+        progress.apply("done", trial, result(30.0, False) | {"seconds": 1000.0})
+    assert progress.rows()[0].best == "30.00"
+    # Another seed is no trial of the search, whose limits are on what it chooses.
+    seed = Trial(BASELINE, "holdout", seed=search.seed + 1)
+    progress.update_plan([*trials, seed], [])
+    progress.apply("done", seed, result(25.0, False) | {"seconds": 2000.0})
+    assert progress.rows()[0].best == "25.00"
 
 
 def test_trial_that_was_begun_shows_where_it_goes_on(tmp_path: Path) -> None:
