@@ -65,23 +65,26 @@ def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
 def with_counts(sweep: Sweep, settings: Settings) -> Sweep:
     """Return the sweep with what its search needs to count parameters, if it limits them.
 
-    That is the number of classes of each data set, and the parameters of each model that may be chosen. They come from
-    the pictures that are here or will be prepared and from the models' code, else from the plan of the last run. They
-    are stored in the plan: a command without pictures and code refuses the same suggestions as the driver. A model that
-    cannot be built has no count; that of a cell is refused later, with its reason.
+    That is the number of classes of each data set, the side of its views, and the parameters of each model that may be
+    chosen. They come from the pictures that are here or will be prepared and from the models' code, else from the plan
+    of the last run. They are stored in the plan: a command without pictures and code refuses the same suggestions as
+    the driver. A model that cannot be built has no count; that of a cell is refused later, with its reason.
     """
     search = sweep.protocol.search
     if search is None or "parameters" not in search.limits_by_name:
         return sweep
     classes: dict[str, int] = {}
+    sides: dict[str, int] = {}
     counts: dict[str, int] = {}
     last = _last_declared(sweep.title, settings)
     if last is not None and last.protocol.search is not None:
         classes |= dict(last.protocol.search.classes)
+        sides |= dict(last.protocol.search.sides)
         counts |= last.protocol.search.noted_counts
     for name in sweep.datasets:
         with suppress(ValueError, OSError):
-            classes[name] = availability.expected_pictures(name, settings.data_dir)[0].classes
+            facts = availability.expected_pictures(name, settings.data_dir)[0]
+            classes[name], sides[name] = facts.classes, facts.crop
     models = [
         (model, classes[cell.dataset])
         for cell in sweep.cells
@@ -89,7 +92,9 @@ def with_counts(sweep: Sweep, settings: Settings) -> Sweep:
         for model in searched_models(cell.net, search.axes)
     ]
     counts |= counted_parameters(models)
-    counted = dataclasses.replace(search, classes=tuple(classes.items()), counts=tuple(counts.items()))
+    counted = dataclasses.replace(
+        search, classes=tuple(classes.items()), sides=tuple(sides.items()), counts=tuple(counts.items())
+    )
     return dataclasses.replace(sweep, protocol=dataclasses.replace(sweep.protocol, search=counted))
 
 

@@ -31,6 +31,7 @@ from sweeps.experiment.trial import Cell, Rates, Trial
 from sweeps.store.ledger import Json
 
 LIMITS = ("parameters", "seconds")
+NOTED = ("classes", "sides", "counts")  # fields of a search that the command that trains fills in
 BETTER = {"lower": "minimize", "higher": "maximize"}  # Optuna's words
 
 
@@ -45,8 +46,8 @@ class Search:
     folds of a suggestion that is worse than the best one by Wilcoxon's signed-rank test (p < 0.1) on those so far.
     `halving` takes its place: trials pause at rungs, the first after `rung` epochs (0: two rungs before the last
     epoch), and one in `halving` goes on to the next. `limits` on parameters and seconds are kept by the winner; the
-    command that trains notes the `classes` of its data sets, by which parameters are counted, and the `counts` of all
-    models that may be chosen, by `model_key`. No page names them.
+    command that trains notes the `classes` of its data sets and the `sides` of their views, by which parameters are
+    counted, and the `counts` of all models that may be chosen, by `model_key`. No page names them.
     """
 
     trials: int = 20
@@ -62,6 +63,7 @@ class Search:
     rung: int = 0
     limits: Mapping[str, float] | tuple[tuple[str, float], ...] = ()
     classes: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    sides: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     counts: tuple[tuple[str, int], ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -137,7 +139,7 @@ def search_to_json(search: Search) -> Json:
         "space": space,
         "limits": [list(pair) for pair in search.limits_by_name.items()],
     }
-    noted = {"classes": dict(search.classes), "counts": dict(search.counts)}
+    noted = {name: dict(getattr(search, name)) for name in NOTED}
     return {name: part for name, part in content.items() if name not in noted} | {
         name: part for name, part in noted.items() if part
     }
@@ -149,7 +151,7 @@ def search_from_json(value: Json) -> Search:
     limits = tuple((str(name), float(most)) for name, most in value.get("limits", ()))  # older plans lack it
     noted = {
         field: tuple((str(name), index(number)) for name, number in dict(value.get(field, {})).items())
-        for field in ("classes", "counts")
+        for field in NOTED
     }
     return Search(**(dict(value) | {"space": tuple(space), "limits": limits} | noted))
 

@@ -258,24 +258,26 @@ def _excess_before(search: Search, trial: Trial) -> tuple[tuple[str, float], ...
 
 def _parameters(search: Search, net: Net | Model, name: str) -> int | None:
     """Return the parameters of a net on a data set; of a model as the search notes them, None where it does not."""
-    classes = _classes(search, name)
+    classes, side = _shape(search, name)
     if not classes:
         return None
-    return net.parameters(classes) if isinstance(net, Net) else search.noted_counts.get(model_key(net, classes))
+    return net.parameters(classes, side) if isinstance(net, Net) else search.noted_counts.get(model_key(net, classes))
 
 
-def _classes(search: Search, name: str) -> int:
-    """Return how many classes a data set has, from the search, else from its name; 0 where neither has the number.
+def _shape(search: Search, name: str) -> tuple[int, int | None]:
+    """Return the classes of a data set and the side of its views, from the search, else from its name.
 
-    The name of a folder has it only if the folder is prepared in the default place, so a driver notes it in the search.
+    The classes are 0 where neither has them. The name of a folder has them only if the folder is prepared in the
+    default place, so a driver notes them in the search. A plan without sides is counted at the net's own, as it was.
     """
     if known := dict(search.classes).get(name):
-        return known
+        return known, dict(search.sides).get(name)
     from crelu_data.datasets import dataset  # with NumPy, which a page's declaration does without
 
     with suppress(ValueError):
-        return dataset(name).classes
-    return 0
+        facts = dataset(name)
+        return facts.classes, facts.crop
+    return 0, None
 
 
 def beyond_limits(search: Search, first: Trial, result: Result) -> frozenset[str]:

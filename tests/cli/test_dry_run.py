@@ -287,7 +287,7 @@ def test_questions_on_other_data_name_those_and_folds_are_as_many_as_the_profile
 
 def limited(folder: Path) -> tuple[str, Settings, Sweep]:
     """Return a folder of two classes, the settings of a command whose data lie elsewhere, and its limited search."""
-    picture_folder(folder, "pics", {"a": 5, "b": 5}, (32, 32))
+    picture_folder(folder, "pics", {"a": 5, "b": 5}, (72, 72))
     name = f"folder:{folder}/pics"
     places = ("--output", str(folder / "out"), "--data-dir", str(folder / "data"))
     options = parser("cifar_width", "").parse_args(["--profile", "mini", "--dataset", name, *places])
@@ -296,27 +296,30 @@ def limited(folder: Path) -> tuple[str, Settings, Sweep]:
     return name, settings, declare("cifar_width", CELLS[:1], protocol, options, settings)
 
 
-def classes_of(sweep: Sweep) -> dict[str, int]:
+def shapes_of(sweep: Sweep) -> dict[str, tuple[int, int]]:
+    """Return what a search has noted of each data set: its classes, and the side of its views."""
     search = sweep.protocol.search
     assert search is not None
-    return dict(search.classes)
+    sides = dict(search.sides)
+    return {name: (classes, sides[name]) for name, classes in search.classes}
 
 
 def test_limit_on_parameters_is_by_the_pictures_here_then_by_what_the_last_run_has_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, settings, sweep = limited(tmp_path)
-    assert classes_of(sweep) == {}
+    assert shapes_of(sweep) == {}
     shown = dataclasses.replace(settings, display=dataclasses.replace(settings.display, json=True))
     dry_run(sweep, sweep, shown)
-    assert json.loads(capsys.readouterr().out)["protocol"]["search"]["classes"] == {name: 2}
+    noted = json.loads(capsys.readouterr().out)["protocol"]["search"]
+    assert (noted["classes"], noted["sides"]) == ({name: 2}, {name: 64})
     counted = with_counts(sweep, settings)
-    assert classes_of(counted) == {name: 2}
+    assert shapes_of(counted) == {name: (2, 64)}
     shutil.rmtree(tmp_path / "pics")
-    assert classes_of(with_counts(sweep, settings)) == {}
+    assert shapes_of(with_counts(sweep, settings)) == {}
     settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(Plan(counted, ())))
-    assert classes_of(with_counts(sweep, settings)) == {name: 2}
-    assert classes_of(current_plan(settings.ledger, sweep.title).sweep) == {name: 2}
+    assert shapes_of(with_counts(sweep, settings)) == {name: (2, 64)}
+    assert shapes_of(current_plan(settings.ledger, sweep.title).sweep) == {name: (2, 64)}
 
 
 NETS = """from torch import nn
@@ -371,7 +374,7 @@ def test_run_notes_the_classes_before_its_first_suggestion(tmp_path: Path, monke
     monkeypatch.setattr(run, "_current_plan", planning)
     with pytest.raises(ValueError, match="that is all"):
         run.run_sweep(sweep, sweep, settings)
-    assert [classes_of(asked) for asked in planned] == [{name: 2}]
+    assert [shapes_of(asked) for asked in planned] == [{name: (2, 64)}]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from crelu_models.from_factory import build_model
 from crelu_models.model import Model
-from crelu_models.tables import S2, S8
+from crelu_models.tables import S2, S4, S8
 from sweeps import Choice, Float, Int
 from sweeps.experiment import study as study_module
 from sweeps.experiment.cell_trials import sweep_trials
@@ -391,11 +391,28 @@ def test_a_limit_on_parameters_is_by_the_classes_that_the_command_has_noted(
     assert counted == search  # it decides nothing of its own
 
 
-def test_classes_and_counts_that_are_no_numbers_are_no_plan() -> None:
+@pytest.mark.parametrize(("noted", "name"), [(80, "folder:/nowhere/pictures"), (None, "synthetic:size=96")])
+def test_a_limit_on_parameters_is_by_the_side_of_the_views_that_a_net_is_trained_at(
+    noted: int | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's side is noted by the command, that of another set stands in its name: 96 are stored, 80 are seen."""
+    monkeypatch.setenv("CRELU_DATA", str(tmp_path))
+    cell = dataclasses.replace(CELL, net=S4, dataset=name)
+    at_the_papers_side, at_this_side = S4.parameters(10), S4.parameters(10, 80)
+    assert at_the_papers_side < at_this_side < S4.parameters(10, 96)
+    for most, why in ((at_this_side, ""), (at_this_side - 1, "more parameters than the limit")):
+        search = Search(2, space={"recipe.lr": Float(1e-3, 1, log=True)}, limits={"parameters": most})
+        notes = {"classes": {name: 10}, "sides": {name: noted}} if noted else {}
+        counted = search_from_json(json.loads(json.dumps(search_to_json(search) | notes)))
+        assert study(counted, cell, {}, ()).suggestions[0].refused == why
+        assert search_from_json(json.loads(json.dumps(search_to_json(counted)))).sides == counted.sides
+
+
+def test_classes_sides_and_counts_that_are_no_numbers_are_no_plan() -> None:
     declared = plan_to_json(Plan(Sweep("s", "demo", (CELL,), Protocol(search=Search(2))), ()))
     protocol = declared["protocol"]
     for noted in (5, {"cifar10": "ten"}, {"cifar10": 1.5}, [["cifar10", None]]):
-        for name in ("classes", "counts"):
+        for name in ("classes", "sides", "counts"):
             changed = protocol | {"search": protocol["search"] | {name: noted}}
             with pytest.raises(ValueError, match="not a plan: TypeError"):
                 sweep_from_json(declared | {"protocol": changed})
