@@ -235,7 +235,8 @@ def track(ledger: Ledger, results: SweepResults, contents: Mapping[str, bytes], 
         lacks = lacks or not runs
         server = store if store.startswith("http") else "http://127.0.0.1:5000"
         if runs:
-            sentences.append(f"{count(runs, 'run')} with its rows: {server}/{table_address(number)}")
+            address = table_address(number, results.sweep.metric)
+            sentences.append(f"{count(runs, 'run')} with its rows: {server}/{address}")
         else:
             words = reconcile_words(results.title, ledger.output, store, experiment)
             command = python_command("sweeps", *words)

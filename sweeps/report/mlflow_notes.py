@@ -108,8 +108,8 @@ def _links(
     page = run_address(experiment, report, f"{REPORT}/report.html")
     links = [
         f"[the report]({page})",
-        f"[all cells in a table]({table_address(experiment)})",
-        f"[in charts]({charts_address(experiment)})",
+        f"[all cells in a table]({table_address(experiment, results.sweep.metric)})",
+        f"[in charts]({charts_address(experiment, results.sweep.metric)})",
     ]
     if len(cells) > 1:
         links.append(f"[{count(len(cells), 'cell')} beside each other]({compare_address(experiment, cells)})")

@@ -364,9 +364,14 @@ def experiment_tags(metric: Metric = PERCENT) -> dict[str, str]:
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": metric.mean,
         "mlflow.experiment.primaryMetric.greaterIsBetter": str(metric.better == "higher"),
-        f"{VIEW_TAG}{VIEW}": json.dumps(table | folded),
-        f"{VIEW_TAG}{CURVES}": json.dumps(table | _charts(metric, "Trainings") | grouped),
+        f"{VIEW_TAG}{_view_key(VIEW, metric)}": json.dumps(table | folded),
+        f"{VIEW_TAG}{_view_key(CURVES, metric)}": json.dumps(table | _charts(metric, "Trainings") | grouped),
     }
+
+
+def _view_key(view: str, metric: Metric) -> str:
+    """Return the key of a view: own metrics have views of their own, since other sweeps may share the experiment."""
+    return f"{view}-{metric.name.replace('/', '_')}-{metric.better}" if metric.is_own else view
 
 
 def _charts(metric: Metric, whose: str) -> dict[str, object]:
@@ -405,14 +410,14 @@ def _chart(section: str, kind: str, **content: object) -> dict[str, object]:
     return key | {"isGenerated": False, "deleted": False} | content
 
 
-def table_address(experiment: str) -> str:
-    """Return the address of the experiment's table with the columns above, relative to the server's."""
-    return f"#/experiments/{experiment}/runs?{VIEW_KEY}={VIEW}"
+def table_address(experiment: str, metric: Metric = PERCENT) -> str:
+    """Return the address of the experiment's table with the columns of a metric, relative to the server's."""
+    return f"#/experiments/{experiment}/runs?{VIEW_KEY}={_view_key(VIEW, metric)}"
 
 
-def charts_address(experiment: str) -> str:
-    """Return the address of the experiment's charts, with the curves of all trainings."""
-    return f"#/experiments/{experiment}/runs?{VIEW_KEY}={CURVES}&{CHART_MODE}"
+def charts_address(experiment: str, metric: Metric = PERCENT) -> str:
+    """Return the address of the experiment's charts of a metric, with the curves of all trainings."""
+    return f"#/experiments/{experiment}/runs?{VIEW_KEY}={_view_key(CURVES, metric)}&{CHART_MODE}"
 
 
 def run_address(experiment: str, run: str, file: str = "") -> str:

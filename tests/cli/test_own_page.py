@@ -15,6 +15,7 @@ import pytest
 
 from sweeps.experiment.plan import current_plan
 from sweeps.store.ledger import Ledger
+from sweeps.tracking.layout import VIEW_KEY, VIEW_TAG
 from tests.support.commands import environment
 
 PAGE = '''"""Which net has the higher score,
@@ -92,6 +93,7 @@ def test_an_own_metric_is_the_same_in_all_that_is_shown(tmp_path: Path) -> None:
             " where r.lifecycle_stage = 'active' and r.name in ('relu', 'crelu')"
         ).fetchall()
         tags = dict(connection.execute("select key, value from experiment_tags").fetchall())
+        notes = [value for (value,) in connection.execute("select value from tags where key = 'mlflow.note.content'")]
         resume = [value for (value,) in connection.execute("select value from tags where key = 'resume'")]
     for label, values in VALUES.items():
         assert shown[label] == (pytest.approx(fmean(values)), 3, "1 of 4 seeds diverged")
@@ -104,6 +106,11 @@ def test_an_own_metric_is_the_same_in_all_that_is_shown(tmp_path: Path) -> None:
     assert resume == ["approximate"] * 8
     assert tags["mlflow.experiment.primaryMetric.name"] == "agg/test_f1_mean"
     assert tags["mlflow.experiment.primaryMetric.greaterIsBetter"] == "True"
+    # Each address names a view of this metric, of those that the experiment has.
+    views = {tag.removeprefix(VIEW_TAG) for tag in tags if tag.startswith(VIEW_TAG)}
+    assert views == {"cells-test_f1-higher", "curves-test_f1-higher"}
+    assert {view for note in notes for view in re.findall(rf"{VIEW_KEY}=([\w.-]+)", note)} == views
+    assert set(re.findall(rf"{VIEW_KEY}=([\w.-]+)", ended.stdout + ended.stderr)) == {"cells-test_f1-higher"}
 
     # The effect has its sign, and the word that it means; nothing speaks of errors in percent or of the paper.
     (effect,) = re.findall(r"^\| crelu \| test f1 \| (\S+?)<sup>.*\| (\w+) \|$", report, re.MULTILINE)

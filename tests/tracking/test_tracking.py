@@ -12,12 +12,13 @@ from mlflow import MlflowClient
 
 from crelu_models.spec import Net
 from crelu_models.tables import S2
+from sweeps.experiment.metrics import Metric
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.lease import Lease
 from sweeps.store.ledger import Ledger
-from sweeps.tracking.layout import VIEW, params_of, placement
+from sweeps.tracking.layout import VIEW, VIEW_TAG, experiment_tags, params_of, placement
 from sweeps.tracking.mlflow_client import all_runs, connected
 from sweeps.tracking.mlflow_runs import MlflowRuns, is_tracked
 from sweeps.tracking.run_index import Store
@@ -361,6 +362,18 @@ def test_cells_stand_beside_each_other_in_the_ui(store: Store, ledger: Ledger) -
     view = json.loads(tags[f"mlflow.sharedViewState.{VIEW}"])
     shown = {name.split("`")[1] for name in view["selectedColumns"]}
     assert {name for run in cells for name in run.data.metrics if "top1_err_mean" in name} <= shown
+
+
+def test_sweeps_of_other_metrics_in_one_experiment_have_views_of_their_own(store: Store, ledger: Ledger) -> None:
+    own = Metric("test/f1", better="higher")
+    cells = (dataclasses.replace(CELLS[1], metric=own, task="tasks:train"),)
+    first = MlflowRuns(store, ledger, SWEEP)
+    second = MlflowRuns(store, ledger, dataclasses.replace(SWEEP, name="other", cells=cells))
+    assert first.experiment == second.experiment
+    tags = first.client.get_experiment(first.experiment).tags
+    assert tags.items() >= experiment_tags(SWEEP.metric).items()
+    views = {tag: view for tag, view in experiment_tags(own).items() if tag.startswith(VIEW_TAG)}
+    assert tags.items() >= views.items()
 
 
 def test_experiment_keeps_what_somebody_else_says_of_it(store: Store, ledger: Ledger) -> None:
