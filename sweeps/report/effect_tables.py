@@ -54,11 +54,8 @@ def effect_table(group: ResultTable, group_effects: Sequence[Effect]) -> Table:
         ))  # fmt: skip
     notes = _notes(group, group_effects, only or BESIDE)
     notes += tuple(legend((mark for effect in group_effects for mark in _marks(effect)), group.metric))
-    # A column that is empty in all rows, t of votes say, is left out; so is the reference where all have the same.
-    used = [i for i in range(len(columns)) if any(row[i].text != NONE for row in rows)]
-    lines = tuple(tuple(row[i] for i in used) for row in rows)
-    align = "".join("lllrrrrrrll"[i] for i in used)
-    return Table(f"{group.id}-effects", f"{group.title}: effects", tuple(columns[i] for i in used), align, lines, notes)
+    table = Table(f"{group.id}-effects", f"{group.title}: effects", columns, "lllrrrrrrll", tuple(rows), notes)
+    return table.without_empty_columns()  # nor with the reference where all have the same
 
 
 def _notes(group: ResultTable, group_effects: Sequence[Effect], reference: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from sweeps.experiment.metrics import Metric
 from sweeps.report.charts import keys
 from sweeps.report.effect_tables import family_words, rank_chance, spread_notes
 from sweeps.report.render.chart import Interaction, Line, Point
-from sweeps.report.render.document import NONE, Entry, Figure, Gallery, Table, bounds, chance, plain, signed
+from sweeps.report.render.document import Entry, Figure, Gallery, Table, bounds, chance, plain, signed
 from sweeps.report.result_tables import legend
 from sweeps.results.cell_numbers import ResultTable, digits, named, number
 from sweeps.results.chosen_numbers import as_shown, untested_notes, why_untested
@@ -56,7 +56,7 @@ def factor_table(name: str, grid: Grid, effects: Sequence[FactorEffect]) -> Tabl
     notes += tuple(_left_out(grid))
     notes += tuple(legend(marks, grid.metric))
     title = f"Factors: {', '.join(grid.levels)}"
-    return Table(name, _titled(title, grid), COLUMNS, "llllrrrrrlr", rows, notes)
+    return Table(name, _titled(title, grid), COLUMNS, "llllrrrrrlr", rows, notes).without_empty_columns()
 
 
 def _withheld(effects: Sequence[FactorEffect]) -> Iterator[str]:
@@ -169,9 +169,8 @@ def _figure(grid: Grid, metric: str, first: str, second: str) -> Figure | None:
 
 
 def text_lines(table: Table) -> list[str]:
-    """Return the rows of a factor table as lines of a terminal, the empty columns left out."""
-    columns = [i for i, name in enumerate(table.columns) if name not in ("t", "Wilcoxon p", "cells")]
-    used = [i for i in columns if any(row[i].text != NONE for row in table.rows)]
+    """Return the rows of a factor table as lines of a terminal, without some of its columns."""
+    used = [i for i, name in enumerate(table.columns) if name not in ("t", "Wilcoxon p", "cells")]
     grid = [[table.columns[i] for i in used], *([row[i].text for i in used] for row in table.rows)]
     widths = [max(len(row[place]) for row in grid) for place in range(len(used))]
     aligned = [

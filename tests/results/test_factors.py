@@ -18,9 +18,9 @@ from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, Level, Trial
 from sweeps.report.build import make as make_report
-from sweeps.report.factor_tables import factor_parts
+from sweeps.report.factor_tables import factor_parts, text_lines
 from sweeps.report.render.chart import Interaction
-from sweeps.report.render.document import Gallery, Table
+from sweeps.report.render.document import NONE, Gallery, Table
 from sweeps.report.tidy import tidy
 from sweeps.results import factors, statistics
 from sweeps.results.cell_numbers import groups
@@ -372,6 +372,19 @@ def test_a_cell_without_a_result_is_left_out_and_named(tmp_path: Path) -> None:
     _, table = factor_parts(groups(read_sweep(ledger, "acts")))
     assert isinstance(table, Table)
     assert "Without a result, and left out: avr x1." in table.notes
+
+
+@pytest.mark.parametrize("seeds", [5, 6])
+def test_a_table_of_factors_has_no_column_with_nothing_in_it(tmp_path: Path, seeds: int) -> None:
+    ledger = Ledger(str(tmp_path))
+    cells = grid(lambda act, width: cell("c", act, width), **LEVELS)
+    make(ledger, Sweep("s", "paper", cells, Protocol(seeds=seeds)), lambda trial: Made({TOP1: 9 + trial.seed**2 / 7}))
+    _, table = factor_parts(groups(read_sweep(ledger, "s")))
+    assert isinstance(table, Table)
+    assert ("Wilcoxon p" in table.columns) is (seeds == 6)
+    assert len(table.align) == len(table.columns)
+    assert all(any(row[place].text != NONE for row in table.rows) for place in range(len(table.columns)))
+    assert "Wilcoxon p" not in text_lines(table)[1]
 
 
 def test_reference_of_a_factor_is_the_first_that_the_page_declares_in_every_metric(tmp_path: Path) -> None:

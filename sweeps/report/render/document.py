@@ -52,6 +52,15 @@ class Table(NamedTuple):
     notes: tuple[str, ...] = ()
     heads: tuple[tuple[str, int], ...] = ()
 
+    def without_empty_columns(self) -> Table:
+        """Return the table without the columns that have nothing in any row, the t of votes say; it has no heads."""
+        used = [i for i in range(len(self.columns)) if any(row[i].text != NONE for row in self.rows)]
+        return self._replace(
+            columns=tuple(self.columns[i] for i in used),
+            align="".join(self.align[i] for i in used),
+            rows=tuple(tuple(row[i] for i in used) for row in self.rows),
+        )
+
 
 class Figure(NamedTuple):
     """A chart, drawn as SVG or not, or a picture as PNG; with the title and caption above it.
