@@ -104,7 +104,10 @@ class _Tally:
 def check_folder(root: Path) -> None:
     """Raise ValueError where there is no folder at all."""
     if not root.is_dir():
-        raise ValueError(f"no folder {shown(str(root))}: name one that holds a folder of pictures for each class")
+        raise ValueError(
+            f"no folder {shown(str(root))}: name one that holds a folder of pictures for each class; a relative path "
+            "is one below the folder in which the command is typed"
+        )
 
 
 def list_pictures(root: Path, folders: Mapping[str, Path], deep: bool = True) -> Listing:

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 from PIL import Image
 
+from crelu_data.availability import check_present
 from crelu_data.datasets import DataSet, beton_path
 from crelu_data.write import prepare
 from crelu_models.model import Model
@@ -23,12 +24,14 @@ from sweeps.cli.settings import Settings, absolute_dataset, asked_part, changed_
 from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import HELD_OUT, TOP1
 from sweeps.experiment.plan import Plan, current_plan, plan, plan_to_json
+from sweeps.experiment.profiles import on_dataset
 from sweeps.experiment.rates import RateStudy
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
 from sweeps.experiment.space import Float, Int
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell
+from sweeps.launch import compared_by
 from sweeps.results.cell_numbers import printed_gains
 from sweeps.store.lease import Drivers, Lease, claim
 from sweeps.store.ledger import Ledger
@@ -249,6 +252,23 @@ def test_link_in_the_ledger(name: str, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("typed", ["a/../a/pics", "a/./pics", "a//pics/"])
 def test_folder_has_one_name_however_it_is_typed(typed: str, tmp_path: Path) -> None:
     assert absolute_dataset(f"folder:{tmp_path}/{typed}") == f"folder:{tmp_path}/a/pics"
+
+
+def test_relative_folder_of_a_page_is_below_the_folder_in_which_the_command_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its absolute path is in the key: so the same page, typed elsewhere, is of other pictures."""
+    keys = {}
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        typed = [on_dataset(CELLS[0], f"folder:{path}") for path in ("pics", f"{tmp_path}/{name}/pics")]
+        relative, absolute = compared_by(None, typed)
+        assert relative == absolute == typed[1]  # the key of an absolute path is as it was
+        keys[name] = relative.key
+        with pytest.raises(ValueError, match=f"no folder {tmp_path}/{name}/pics: .* in which the command is typed$"):
+            check_present(relative.dataset, tmp_path / "data")
+    assert keys["here"] != keys["there"]
 
 
 def test_paper_s_pages_ask_its_claims_and_are_priced_by_its_numbers() -> None:
