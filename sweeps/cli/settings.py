@@ -302,8 +302,9 @@ def declare(
     if other_data:
         digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
         hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, *parts[1:]))))
-        return hashed if _is_taken(sweep, hashed, settings.ledger) else sweep
-    return sweep
+        sweep = hashed if _is_taken(sweep, hashed, settings.ledger) else sweep
+    is_usual = followed.folds in (0, usual_folds(protocol, profile))
+    return sweep if is_usual else _with_folds_named(sweep, settings.ledger)
 
 
 def notes(
@@ -464,16 +465,34 @@ def _is_taken(sweep: Sweep, hashed: Sweep, ledger: Ledger) -> bool:
     return False
 
 
+def _with_folds_named(sweep: Sweep, ledger: Ledger) -> Sweep:
+    """Return the sweep with its folds in its title: the trainings of so many folds are others than of the page's.
+
+    One that an earlier version has declared without them keeps its title.
+    """
+    folds = sweep.protocol.folds
+    with suppress(ValueError):  # what is no plan holds no title
+        declared = ledger.read_json(f"plans/{sweep.title}.json")
+        if declared is not None and sweep_from_json(declared).protocol.folds == folds:
+            return sweep
+    return dataclasses.replace(sweep, variant="-".join(filter(None, (sweep.variant, f"folds={folds}"))))
+
+
 def _asked_dataset(options: argparse.Namespace) -> str:
     """Return the data set that --set dataset=NAME asks for, empty for none."""
     names = [word.partition("=")[2] for word in options.set if word.startswith("dataset=")]
     return absolute_dataset(names[-1]) if names else ""
 
 
+def usual_folds(protocol: Protocol, profile: str) -> int:
+    """Return the folds of a page's protocol as the profile scales it."""
+    return min(protocol.folds, 3) if profile in ("demo", "smoke") else protocol.folds
+
+
 def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -> Protocol:
     """Return the protocol as the profile scales it and the flags change it, --seeds left out."""
     small = profile in ("demo", "smoke")
-    folds = min(protocol.folds, 3) if small else protocol.folds
+    folds = usual_folds(protocol, profile)
     scales_folds = folds < protocol.folds and options.folds is None
     until = options.until_decided or protocol.until
     if options.match and not protocol.single:

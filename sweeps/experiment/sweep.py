@@ -68,8 +68,8 @@ class Protocol:
 class Sweep:
     """Declared list of cells, with the protocol that turns each into trials.
 
-    `variant` names what the cells have in place of the page's own: another data set, or fields of --set. `declared` are
-    all cells of the declaration in its order, for a part that was chosen by `only`, and empty for a whole sweep.
+    `variant` names what the sweep has in place of the page's own: another data set, fields of --set, other folds.
+    `declared` are all cells of the declaration in its order, for a part that was chosen by `only`, else empty.
     `questions` are what a sweep until decided decides, and `question` is what its page asks, in a sentence.
     """
 

@@ -1,5 +1,6 @@
 """What a sweep on other data or with other fields is called: its title, its cells, its place on the ledger."""
 
+import dataclasses
 from importlib import import_module
 from pathlib import Path
 
@@ -104,6 +105,12 @@ def test_cells_of_the_data_set_that_is_asked_for_are_taken_where_the_page_has_so
         ("cifar_vgg", "--profile paper --set net.final_activation=relu", "cifar_vgg-net.final_activation=relu"),
         ("cifar_vgg", "--profile paper --set net.final_activation=none", "cifar_vgg"),
         ("cifar_vgg", "--profile paper --set recipe.name=vgg-mine", "cifar_vgg"),  # which is no part of a trial
+        ("cifar_width", "--profile paper --folds 5", "cifar_width-folds=5"),
+        ("cifar_width", "--profile paper --folds 10", "cifar_width"),  # which it has
+        ("cifar_width", "--profile paper --folds 0", "cifar_width"),  # a part of its trainings
+        ("cifar_width", "--profile demo --folds 3", "cifar_width-demo"),
+        ("cifar_width", "--profile demo --folds 10", "cifar_width-demo-folds=10"),
+        ("cifar_width", "--profile paper --set recipe.lr=0.01 --folds 5", "cifar_width-recipe.lr=0.01-folds=5"),
     ],
 )
 def test_title_names_what_the_page_s_cells_are_not(page: str, words: str, title: str) -> None:
@@ -132,6 +139,17 @@ def test_title_is_a_file_name(words: str) -> None:
     assert len(title) > len("cifar_width-")
     assert SWEEP_TITLE.fullmatch(title)
     assert not set(title) & set(" /\\:*?\"'<>|\t")
+
+
+def test_folds_are_named_unless_an_earlier_version_has_declared_them_without(tmp_path: Path) -> None:
+    words = ("cifar_width", "--profile", "paper", "--folds")
+    five, _ = declared(*words, "5", output=tmp_path)
+    written(dataclasses.replace(five, variant=""), tmp_path)  # as it was called before
+    assert declared(*words, "5", output=tmp_path)[0].title == "cifar_width"
+    assert declared(*words, "6", output=tmp_path)[0].title == "cifar_width-folds=6"
+    page = written(declared("cifar_width", "--profile", "paper", output=tmp_path)[0], tmp_path)
+    assert (page.title, page.protocol.folds) == ("cifar_width", 10)
+    assert declared(*words, "5", output=tmp_path)[0].title == "cifar_width-folds=5"
 
 
 def test_long_title_is_cut_and_remains_its_own() -> None:
