@@ -15,19 +15,20 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from crelu_data.cores import cores
 from crelu_data.datasets import counted, data_dir, fresh_command, prepare_command, read_sidecar
-from crelu_models.command_line import version
+from crelu_models.command_line import python_command, version
 from sweeps.store.local_uris import sqlite_file
 from sweeps.store.logins import own_store, without_login
 
 PROJECT = "crelu-sweeps"
 ROOT = Path(__file__).resolve().parents[2]  # of a checkout, with the Makefile; the folder of the packages otherwise
 PACKAGES = ("crelu_data", "crelu_models", "sweeps")  # that pages import
+TORCH = ("--force-reinstall", "torch", "torchvision")  # words for pip; those of the same version would stay
 GIB = 2**30
 LEAST_MEMORY = 2 * GIB  # of the driver, Ray's processes and one small trial
 LEAST_DISK = 2 * GIB  # of checkpoints, weights and tables of a sweep of small nets
@@ -105,32 +106,38 @@ def libraries(requirements: list[str] | None = None) -> Iterator[Finding]:
     try:
         texts = requirements if requirements is not None else importlib.metadata.requires(PROJECT) or []
     except importlib.metadata.PackageNotFoundError:
-        yield Finding("WRONG", f"the project is not installed in this environment: {setup_command()}")
+        yield Finding("WRONG", f"the project is not installed in this environment: {setup_command(['.'])}")
         return
     needed = [requirement for text in texts if not (requirement := Requirement(text)).marker or "extra" not in text]
     serving = 0
     for requirement in needed:
+        extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+        wanted = f"{requirement.name}{extras}{requirement.specifier}"
         try:
             installed = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("WRONG", f"{requirement.name} is not installed: {setup_command()}")
+            yield Finding("WRONG", f"{requirement.name} is not installed: {setup_command([wanted])}")
             continue
         if not requirement.specifier.contains(installed, prereleases=True):
-            wanted = f"{requirement.name}{requirement.specifier}"
-            yield Finding("WRONG", f"{requirement.name} is {installed}, and {wanted} is needed: {setup_command()}")
+            remedy = setup_command([wanted])
+            yield Finding("WRONG", f"{requirement.name} is {installed}, and {wanted} is needed: {remedy}")
             continue
         serving += 1
     if serving == len(needed):
         yield Finding("ok", f"all {serving} are installed, in versions that serve")
 
 
-def setup_command(*variables: str) -> str:
+def setup_command(words: Sequence[str], *variables: str) -> str:
     """Return the command that installs anew what the project needs; it runs in any folder.
 
-    Without -B make would do nothing: an environment that was complete once counts as complete.
+    That is make's, with these variables. Without -B it would do nothing: an environment that was complete once counts
+    as complete. Where there is no Makefile, as after `pip install .`, it is that of pip or uv, with these words.
     """
-    is_elsewhere = (ROOT / "Makefile").exists() and Path.cwd() != ROOT
-    return shlex.join(["make", *(["-C", str(ROOT)] if is_elsewhere else []), "-B", "setup", *variables])
+    if not (ROOT / "Makefile").exists():
+        if importlib.util.find_spec("pip") is None:
+            return shlex.join(["uv", "pip", "install", "--python", sys.executable, *words])
+        return python_command("pip", "install", *words)
+    return shlex.join(["make", *(["-C", str(ROOT)] if Path.cwd() != ROOT else []), "-B", "setup", *variables])
 
 
 class TorchFacts(NamedTuple):
@@ -173,7 +180,7 @@ def driver_gpus() -> tuple[str, ...] | None:
 def torch_and_gpus(facts: TorchFacts, listed: tuple[str, ...] | None) -> Iterator[Finding]:
     """Yield whether PyTorch loads, and whether it uses the GPUs that the driver lists."""
     if facts.error:
-        yield Finding("WRONG", f"PyTorch does not load: {facts.error}: {setup_command()}")
+        yield Finding("WRONG", f"PyTorch does not load: {facts.error}: {setup_command(TORCH)}")
         return
     built = f"PyTorch {facts.version}, built for {f'CUDA {facts.cuda}' if facts.cuda else 'the CPU alone'}"
     if facts.gpus:
@@ -182,7 +189,7 @@ def torch_and_gpus(facts: TorchFacts, listed: tuple[str, ...] | None) -> Iterato
             yield Finding("ok", f"{built}: {gpu}")
         return
     if listed and not facts.cuda:
-        remedy = f"{setup_command('CPU=')} installs the one that uses the GPU"
+        remedy = f"{setup_command(TORCH, 'CPU=')} installs the one that uses the GPU"
         yield Finding("WRONG", f"{built}, beside {listed[0]}: {remedy}")
     elif listed:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -1,5 +1,6 @@
 """The doctor of a machine names what is missing, and what to do: each fault is planted."""
 
+import importlib.util
 import json
 import os
 import re
@@ -81,6 +82,26 @@ def test_libraries_of_another_version_and_missing_ones_are_named() -> None:
     assert missing.sentence == "nosuchlibrary is not installed: make -B setup"
     assert said(libraries(wanted[2:])) == ("ok", "all 1 are installed, in versions that serve")
     assert said(libraries())[0] == "ok"
+
+
+@pytest.mark.parametrize("has_pip", [True, False])
+def test_without_a_makefile_what_helps_is_pip_or_uv(
+    has_pip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as after `pip install .`: doctor named make's command, which has nothing to make there."""
+    monkeypatch.setattr(machine_check, "ROOT", tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if has_pip else None)
+    monkeypatch.setattr(sys, "orig_argv", ["python"])
+    install = "python -m pip install" if has_pip else f"uv pip install --python {sys.executable}"
+    numpy, missing = libraries(["numpy>=99", "nosuchlibrary[b,a]<3,>=1"])
+    assert numpy.sentence.endswith(f"and numpy>=99 is needed: {install} 'numpy>=99'")
+    assert missing.sentence == f"nosuchlibrary is not installed: {install} 'nosuchlibrary[a,b]<3,>=1'"
+    torch = f"{install} --force-reinstall torch torchvision"
+    broken, for_cpus = TorchFacts("", "", (), "no such file"), CPU_BUILD
+    assert said(torch_and_gpus(broken, None))[1] == f"PyTorch does not load: no such file: {torch}"
+    assert said(torch_and_gpus(for_cpus, CARD))[1].endswith(f": {torch} installs the one that uses the GPU")
+    monkeypatch.setattr(machine_check, "PROJECT", "no-such-project")
+    assert said(libraries())[1] == f"the project is not installed in this environment: {install} ."
 
 
 @pytest.mark.parametrize("name", ["sweeps.py", "sweeps/__init__.py"])
