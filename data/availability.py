@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crelu_data import beton
 from crelu_data.changes import check_unchanged, check_whole
@@ -26,6 +28,12 @@ from crelu_data.datasets import (
 )
 from crelu_data.folders import check_folder
 from crelu_data.storage import Progress, no_progress
+
+if TYPE_CHECKING:
+    from crelu_data.sources import Source
+
+# What `listed_once` has listed so far, by name of the data set and data folder; None outside of it.
+_LISTED: ContextVar[dict[tuple[str, Path], dict[str, Source]] | None] = ContextVar("listed", default=None)
 
 
 class NotPreparedError(ValueError):
@@ -202,9 +210,29 @@ def check_available(name: str, where: Path, source: str = "", pictures: bool = T
             if pictures or not present:
                 raise
     elif kind == "folder" and not present:
-        from crelu_data.sources import sources
+        _originals(name, where)
 
-        sources(name, None, where, None, 0)
+
+@contextlib.contextmanager
+def listed_once() -> Iterator[None]:
+    """List the originals of each data set at most once inside: a folder of a million pictures takes its time."""
+    token = _LISTED.set({})
+    try:
+        yield
+    finally:
+        _LISTED.reset(token)
+
+
+def _originals(name: str, where: Path) -> dict[str, Source]:
+    """Return the originals of a data set by split, as `prepare` would take them without options."""
+    from crelu_data.sources import sources
+
+    listed = _LISTED.get()
+    if listed is None:
+        return sources(name, None, where, None, 0)
+    if (name, where) not in listed:
+        listed[name, where] = sources(name, None, where, None, 0)
+    return listed[name, where]
 
 
 def expected_pictures(name: str, where: Path) -> tuple[DataSet, tuple[int, ...]]:
@@ -215,9 +243,7 @@ def expected_pictures(name: str, where: Path) -> tuple[DataSet, tuple[int, ...]]
     if name.partition(":")[0] not in ("synthetic", "folder") or _have(name, where, (".json",)):
         sidecar = read_sidecar(beton_path(name, "train", where).with_suffix(".json"))
         return dataset(name, where), sidecar.label_counts
-    from crelu_data.sources import sources
-
-    splits = sources(name, None, where, None, 0)
+    splits = _originals(name, where)
     train = splits["train"]
     final = "test" if "test" in splits else "val"
     counts = {split: len(source.labels) for split, source in splits.items()}

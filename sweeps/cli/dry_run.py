@@ -38,6 +38,7 @@ from sweeps.store.lease import Drivers, driver, owner_text, trained_elsewhere
 NAMED: Final = 4  # cells at most whose finished trainings are named as left out
 
 
+@availability.listed_once()
 def dry_run(sweep: Sweep, asked: Sweep, settings: Settings) -> ExitCode:
     """Print what of a declared sweep would run, by the part that is `asked` for, and what is done; write nothing.
 

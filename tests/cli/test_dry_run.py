@@ -5,13 +5,15 @@ import json
 import shutil
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from PIL import Image
 
-from crelu_data.availability import check_present
+from crelu_data import sources
+from crelu_data.availability import check_present, expected_pictures
 from crelu_data.datasets import DataSet, beton_path
+from crelu_data.folders import Listing, list_pictures
 from crelu_data.write import prepare
 from crelu_models.model import Model
 from crelu_models.tables import S2
@@ -340,6 +342,26 @@ def test_limit_on_parameters_is_by_the_pictures_here_then_by_what_the_last_run_h
     settings.ledger.write_json(f"plans/{sweep.title}.json", plan_to_json(Plan(counted, ())))
     assert shapes_of(with_counts(sweep, settings)) == {name: (2, 64)}
     assert shapes_of(current_plan(settings.ledger, sweep.title).sweep) == {name: (2, 64)}
+
+
+def test_folder_is_listed_once_by_a_dry_run_and_anew_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    walks: list[Path] = []
+
+    def counting(root: Path, *arguments: Any, **options: Any) -> Listing:
+        walks.append(root)
+        return list_pictures(root, *arguments, **options)
+
+    monkeypatch.setattr(sources, "list_pictures", counting)
+    name, settings, sweep = limited(tmp_path)
+    for classes, trained in ((2, 8), (3, 12)):
+        walks.clear()
+        assert dry_run(sweep, sweep, settings) == ExitCode.DONE
+        assert walks == [tmp_path / "pics"]
+        assert f": {trained} for training" in capsys.readouterr().out
+        picture_folder(tmp_path, "pics", {f"after {trained}": 5}, (72, 72))
+        assert expected_pictures(name, settings.data_dir)[0].classes == classes + 1
 
 
 NETS = """from torch import nn
