@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import IO
 
 from sweeps.store.ledger import Ledger, is_away
@@ -30,17 +31,19 @@ class Watchdog:
         The file of a `pack` lies in no member's folder: one that has left the pack may train elsewhere, under a
         watchdog of its own.
         """
+        self.ledger = ledger
         self.seconds = seconds
         self.armed = 0.0
+        self.name = ""  # of the file on the ledger; elsewhere than on a disk there is none
         names = [trial_stack(key) for key in keys]
         if pack:
             names.insert(0, pack_stack(pack))
         for name in names if ledger.local else ():
             _record_hang(ledger, name, seconds)
         if ledger.local and keys:
-            name = names[0]
-            ledger.write(name, b"")
-            self.file: IO[bytes] = open(ledger.path(name), "wb")  # noqa: SIM115 - open until the process ends
+            self.name = names[0]
+            ledger.write(self.name, b"")
+            self.file: IO[bytes] = open(ledger.path(self.name), "wb")  # noqa: SIM115 - open until the process ends
         else:
             self.file = tempfile.TemporaryFile()  # noqa: SIM115
         self.file.write(_first_line(keys[0] if keys else ""))
@@ -52,9 +55,19 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the timer."""
+        """Stop the timer, and delete the file: who finds one learns where a process hung."""
         faulthandler.cancel_dump_traceback_later()
-        self.file.close()
+        with self.file, suppress(OSError):  # of a disk that is away: the next process of this trial deletes the file
+            self._delete_without_stack()
+
+    def _delete_without_stack(self) -> None:
+        """Delete the file where it has no stack, and is no newer one of another process that trains the same trial."""
+        if not self.name:
+            return
+        self.file.flush()
+        ours = os.fstat(self.file.fileno())
+        if ours.st_size <= KEY_BYTES and os.path.samestat(ours, os.stat(self.ledger.path(self.name))):
+            self.ledger.delete(self.name)
 
     def set_current(self, key: str) -> None:
         """Name the trial that takes the next step; this restarts the timer too."""

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from sweeps.execution import watchdog
 from sweeps.execution.failures import failure_signature
 from sweeps.execution.watchdog import Watchdog
 from sweeps.store.ledger import Ledger, is_away, with_room
+from sweeps.store.leftovers import trial_stack
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import out_of_memory, run_trial
 from tests.support.trials import Hashes, artifact_hashes, runtime_config, trial_of
@@ -208,6 +210,26 @@ def test_hung_worker_ends_and_its_stack_is_the_next_trys_record(tmp_path: Path) 
     assert attempt["error"].startswith("Hang: no step for")
     assert "stuck" in attempt["trace"]
     assert not attempt["final"]
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_trial_that_did_not_hang_keeps_no_file_of_a_hang(tmp_path: Path, error: type[Exception] | None) -> None:
+    ledger = Ledger(str(tmp_path))
+    file = tmp_path / trial_stack("k")
+    with nullcontext() if error is None else pytest.raises(error), Watchdog(ledger, ["k"], 1800.0):
+        assert file.read_text().strip() == "k"
+        if error is not None:
+            raise error
+    assert not file.exists()
+    # Of two processes, the first of which was taken for dead, each deletes its own file alone.
+    first = Watchdog(ledger, ["k"], 1800.0)
+    with Watchdog(ledger, ["k"], 1800.0):
+        first.__exit__()
+        assert file.exists()
+    assert not file.exists()
+    with Watchdog(ledger, ["k"], 1800.0) as hung:
+        hung.file.write(b"stack")
+    assert file.read_text().endswith("\nstack")
 
 
 def test_same_error_at_the_same_place_is_one_signature() -> None:
