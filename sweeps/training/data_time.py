@@ -1,4 +1,4 @@
-"""Share of a training's time that goes into its batches: what trials could save that take the same ones together."""
+"""Speed of a training, and its batches' share of the time: what trials could save that take the same ones together."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ PENDING = 64  # waits of a GPU that are not read yet: a step is queued at most t
 
 
 class DataTimer:
-    """Timer of one epoch's batches.
+    """Timer of one epoch's batches, without a training's first one: it brings pictures in, and compiles kernels.
 
     On a CPU decoding and learning take turns at the same cores, so processor time counts: of the decoder's threads, and
     of this thread while it makes a batch. A GPU learns while the cores decode, so only the time counts in which it has
     no work between the end of a step and the next batch.
     """
 
-    def __init__(self, device: torch.device, decode_seconds: Callable[[], float]) -> None:
-        """Time batches for `device`; `decode_seconds()` is the processor time of the decoder's threads so far."""
+    def __init__(
+        self, device: torch.device, decode_seconds: Callable[[], float], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Time batches for `device`; `decode_seconds()` is the processor time of the decoder's threads so far.
+
+        The speed is by `clock()`, which counts a member's part of a pack's time.
+        """
         self.cuda = device.type == "cuda"
         self.decode_seconds = decode_seconds
+        self.clock = clock
         self.is_warm = False
         self.start()
 
@@ -35,6 +41,8 @@ class DataTimer:
         self._reset()
 
     def _reset(self) -> None:
+        self.uncounted = self.batches
+        self.counted_since = self.clock()
         self.seconds = 0.0
         self.waits: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self.decoded = self.decode_seconds()
@@ -44,7 +52,7 @@ class DataTimer:
         """Return the next batch from `get`; `shared` says that other trials take the same one."""
         if self.batches == 1 and not self.is_warm:
             self.is_warm = True
-            self._reset()  # the first step compiles kernels, and says nothing of the others
+            self._reset()  # the first batch and its step say nothing of the others
         self.batches += 1
         self.alone = self.alone and not shared
         if self.cuda:
@@ -57,6 +65,10 @@ class DataTimer:
         batch = get()
         self.seconds += self._now() - began
         return batch
+
+    def speed(self) -> float:
+        """Return the batches a second since `start`."""
+        return (self.batches - self.uncounted) / max(self.clock() - self.counted_since, 1e-9)
 
     def share(self) -> float | None:
         """Return the batches' share of the time since `start`, in [0, 1); None where others took the same batches."""

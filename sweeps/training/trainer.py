@@ -129,7 +129,7 @@ class Trainer:
         self.target = _target(trial, ledger)
         self.code = code_fingerprint(trial.cell.net)
         self.views = Views(trial, splits, context.stream, ranks, self.device)
-        self.data_timer = DataTimer(self.device, lambda: splits.train.decode_seconds)
+        self.data_timer = DataTimer(self.device, lambda: splits.train.decode_seconds, context.clock)
         self.system_use = SystemUse(self.device)
         # An attempt that ended the process may have been a graph's, or that of a kernel of ours: the next goes without.
         failed = ranks.broadcast_from_rank0(lambda: bool(ledger.attempts(trial.key)))
@@ -211,18 +211,19 @@ class Trainer:
         """
         if self.is_finished() or self.is_paused():
             return self.is_finished()
-        began = self.counted_to = self.context.clock()
+        self.counted_to = self.context.clock()
         self.data_timer.start()
         yield from self._yield_step()
         for average in train(self.learner, self._batches):
             # End of an epoch: measure it, then save and report it, or leave that to a later checkpoint.
             if average is not None:
-                row = yield from self._finish_epoch(average, self._count_seconds() - began)
+                self._count_seconds()
+                row = yield from self._finish_epoch(average)
                 self.unsaved.append(row)
                 (epoch_due,) = self.ranks.broadcast_flags(lambda: (self._epoch_is_due(),), 1)
                 if epoch_due and not self._save_and_report(report):
                     return False
-                began = self.counted_to = self.context.clock()
+                self.counted_to = self.context.clock()
                 self.data_timer.start()
                 if self.is_finished() or self.is_paused():
                     return self.is_finished()
@@ -242,12 +243,11 @@ class Trainer:
         if self.learner.unkeyed and self.learner.unkeyed not in self.state.events:
             self.state.events.append(self.learner.unkeyed)
 
-    def _count_seconds(self) -> float:
-        """Add the time since the last count to the seconds of the training, and return the time now."""
+    def _count_seconds(self) -> None:
+        """Add the time since the last count to the seconds of the training."""
         now = self.context.clock()
         self.state.seconds += now - self.counted_to
         self.counted_to = now
-        return now
 
     def _batches(self, epoch: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the training views of `epoch` from batch `step` on, timed."""
@@ -278,7 +278,7 @@ class Trainer:
         """Return the position before batch `number` of `stage`."""
         return Position(self.learner.epoch, stage, number)
 
-    def _finish_epoch(self, average: Errors, seconds: float) -> Steps[Row]:
+    def _finish_epoch(self, average: Errors) -> Steps[Row]:
         """Evaluate the net after an epoch, add the row to the history and return it; sets `ending` where it ends.
 
         DeadError where the net is dead.
@@ -291,7 +291,7 @@ class Trainer:
         row = {"epoch": float(learner.epoch), "time_ms": float(time.time_ns() // 1_000_000)}
         row |= _named("train", average)
         row["lr"] = trial.recipe.learning_rate(learner.epoch - 1, 0, steps)
-        row["sys/images_per_s"] = self.data_timer.batches * trial.recipe.batch / max(seconds, 1e-9)
+        row["sys/images_per_s"] = self.data_timer.speed() * trial.recipe.batch
         if (data_share := self.data_timer.share()) is not None:
             row["sys/data_share"] = data_share
         row |= self.system_use.row()

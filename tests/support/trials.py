@@ -46,13 +46,14 @@ class Killed(BaseException):
 
 
 class StepClock:
-    """Clock whose seconds are the steps that all learners have taken."""
+    """Clock whose seconds are the steps that all learners have taken; the `first` one may take longer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Count the steps from now on."""
         from sweeps.training.loop import Learner
 
         self.taken = 0
+        self.first = 1
         step = Learner.step
 
         def counted(learner: Learner, images: Tensor, labels: Tensor) -> None:
@@ -63,7 +64,7 @@ class StepClock:
 
     def __call__(self) -> float:
         """Return the time."""
-        return float(self.taken)
+        return float(self.taken + (self.first - 1) * (self.taken > 0))
 
 
 def trial_of(family: str, phase: str = "ablation") -> Trial:

@@ -80,12 +80,21 @@ def test_share_is_the_batches_part_of_processor_time(clocks: Clocks) -> None:
     assert timer.share() == 0.0
 
 
-def test_first_step_of_a_process_which_compiles_kernels_is_not_counted(clocks: Clocks) -> None:
-    timer = DataTimer(torch.device("cpu"), lambda: 0.0)
+def test_first_batch_of_a_process_and_its_step_are_not_counted(clocks: Clocks) -> None:
+    timer = DataTimer(torch.device("cpu"), lambda: 0.0, clocks.monotonic)
     steps = iter([0.2, *[0.01] * 9])
     epoch(timer, lambda: clocks.compute(0.03), lambda: clocks.compute(next(steps)))
     assert timer.share() == pytest.approx(0.75)
-    assert timer.batches == 5
+    assert timer.speed() == pytest.approx(1 / 0.08)
+    timer.start()
+    epoch(timer, lambda: clocks.compute(0.02), lambda: clocks.compute(next(steps)))
+    assert timer.speed() == pytest.approx(1 / 0.06)
+
+
+def test_training_of_a_single_batch_has_its_speed(clocks: Clocks) -> None:
+    timer = DataTimer(torch.device("cpu"), lambda: 0.0, clocks.monotonic)
+    timer.fetch(lambda: clocks.compute(0.5), shared=False)
+    assert timer.speed() == pytest.approx(1.0)
 
 
 def test_decoder_in_other_threads_counts(clocks: Clocks) -> None:
@@ -162,7 +171,7 @@ def test_rows_of_a_pack_have_no_share_while_it_has_several_members(data: Path, t
     assert all(row["sys/cpu_cores"] > 0 < row["sys/memory_mib"] for row in rows)
 
 
-def test_speed_of_a_resumed_epoch_is_of_the_steps_that_were_taken_since(
+def test_speed_is_of_the_steps_that_were_taken_since_the_start_but_for_the_first(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = StepClock(monkeypatch)
@@ -181,6 +190,9 @@ def test_speed_of_a_resumed_epoch_is_of_the_steps_that_were_taken_since(
 
     trial = trial_of("allconv with dropout")
     recipe = trial.recipe
+    clock.first = 100
+    assert speeds(runtime_config(data, tmp_path / "whole")) == [recipe.batch] * recipe.epochs
+    clock.taken = 0
     steps = recipe.steps(dataset(SMALL).splits["train"] - dataset(SMALL).holdout)
     here = runtime_config(data, tmp_path, checkpoint_minutes=0.0)
     with pytest.raises(Killed):
