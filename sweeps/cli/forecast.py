@@ -17,7 +17,7 @@ from crelu_data.datasets import DataSet
 from sweeps.cli.settings import Settings
 from sweeps.execution.resources import TrialResources, resolve_resources
 from sweeps.execution.throughput import RECENT, Throughput, Throughputs, past_epochs, sharers_of
-from sweeps.experiment.model_facts import net_facts
+from sweeps.experiment.model_facts import measure_together, net_facts
 from sweeps.experiment.plan import Begun, Plan
 from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import PHASES, Trial, probed
@@ -58,6 +58,7 @@ class Forecast:
         """Read what the ledger knows of the hardware of `resources`; `at_once` trials run at the same time."""
         results = [status.result for status in plan.statuses if status.result is not None]
         shapes = {name: (fact.classes, fact.crop) for name, fact in facts.items()}
+        measure_together((cell.net, *shapes[cell.dataset]) for cell in plan.sweep.trained)
         macs = {cell.key: float(net_facts(cell.net, *shapes[cell.dataset]).macs) for cell in plan.sweep.trained}
         begun = [(trial.cell.key, trial.key) for trial, _ in plan.begun]
         sharers = sharers_of(resources.gpus, min(at_once, len(plan.to_do) + len(plan.pending)))

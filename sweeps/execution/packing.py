@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 
 from crelu_data.datasets import DataSet
 from sweeps.execution.throughput import Throughputs
-from sweeps.experiment.model_facts import net_facts
+from sweeps.experiment.model_facts import measure_together, net_facts
 from sweeps.experiment.trial import Trial
 from sweeps.training.shared_batches import StreamKey, stream_key
 
@@ -70,22 +71,28 @@ class PackPolicy:
         if most < 2 or start < 0 or not self._packs(first):
             return members
         kind = self.kind(first)
+        alike = (
+            trial
+            for trial in waiting
+            if self.kind(trial) == kind and self._packs(trial) and max(0, start - 1) <= epoch(trial) <= start + 1
+        )
+        nearest = list(islice(alike, most - 1))
+        measure_together((trial.net, classes, crop) for trial in (first, *nearest))
         own = memory_estimate(first, classes, crop)
         if own is None:
             return members
         state, peak = own
-        for trial in waiting:
+        for trial in chain(nearest, alike):
+            estimate = memory_estimate(trial, classes, crop)
+            if estimate is None:
+                continue
+            more, step = estimate
+            most_at_once = peak + step if self.side_by_side else max(peak, step)
+            if state + more + most_at_once <= self.memory:
+                members.append(trial)
+                state, peak = state + more, most_at_once
             if len(members) + 2 > most:
                 break
-            if self.kind(trial) == kind and self._packs(trial) and max(0, start - 1) <= epoch(trial) <= start + 1:
-                estimate = memory_estimate(trial, classes, crop)
-                if estimate is None:
-                    continue
-                more, step = estimate
-                most_at_once = peak + step if self.side_by_side else max(peak, step)
-                if state + more + most_at_once <= self.memory:
-                    members.append(trial)
-                    state, peak = state + more, most_at_once
         return members
 
     def _packs(self, trial: Trial) -> bool:

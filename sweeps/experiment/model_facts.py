@@ -38,13 +38,17 @@ Request = tuple[Model, int, int]
 def net_facts(net: Net | Model, classes: int, size: int) -> NetFacts:
     """Return the sizes of a net for pictures of this side; ValueError where a model cannot be built or run."""
     if isinstance(net, Model):
-        side = net.size or size
-        (measured,) = measure([(net, classes, side)])
+        (measured,) = measure([(net, classes, net.size or size)])
         if isinstance(measured, str):
             raise ValueError(measured)
         return measured
     maps = sum(channels * side * side for _, channels, side in net.shapes(classes, size))
     return NetFacts(net.parameters(classes, size), net.macs(classes, size), maps)
+
+
+def measure_together(asked: Iterable[tuple[Net | Model, int, int]]) -> None:
+    """Measure the models among nets, each with its classes and side, in one process; `net_facts` then starts none."""
+    measure([(net, classes, net.size or size) for net, classes, size in asked if isinstance(net, Model)])
 
 
 def user_names(nets: Iterable[Net | Model]) -> list[str]:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +25,10 @@ from sweeps.execution.session import DriverState, Limits
 from sweeps.execution.throughput import Throughputs
 from sweeps.execution.watchdog import STOP_POLL, Watchdog
 from sweeps.execution.worker import train_function, work
+from sweeps.experiment import model_facts
 from sweeps.experiment.cell_trials import expand
 from sweeps.experiment.metrics import TOP1
-from sweeps.experiment.model_facts import measure
+from sweeps.experiment.model_facts import NetFacts, Request, _measured
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.questions.rule import Trajectory
 from sweeps.experiment.rates import RateStudy
@@ -87,21 +89,30 @@ def test_pack_takes_its_kind_at_its_epoch_within_memory() -> None:
     assert grouped(PackPolicy(16, memory=3 * state + 3 * step - 1, side_by_side=True)) == [1]
 
 
-def test_trial_whose_model_cannot_be_built_trains_alone() -> None:
+def test_trial_whose_model_cannot_be_built_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model("tests.support.user_models:small", size=32, rate=0.5)
     base = trial_of("All-CNN-B")
     cell = dataclasses.replace(base.cell, net=model)
     rates = (0.5, 2.0, 0.25)  # of dropout, and torch takes none above 1
     trials = [dataclasses.replace(base, cell=cell, choices=(("model.rate", rate),)) for rate in rates]
-    good, bad, _ = trials
-    measure([(trial.net, 4, 32) for trial in trials])  # in one process
+    good, bad, last = trials
+    asked = list[int]()
 
-    def members(first: Trial) -> list[float]:
-        beside = PackPolicy(16).members_for(first, trials, lambda _: 0, 16, 4, 32)
+    def measured(requests: Sequence[Request]) -> list[NetFacts | str]:
+        asked.append(len(requests))
+        return _measured(requests)
+
+    monkeypatch.setattr(model_facts, "_measured", measured)
+
+    def members(first: Trial, waiting: list[Trial] = trials, most: int = 16) -> list[float]:
+        beside = PackPolicy(16).members_for(first, waiting, lambda _: 0, most, 4, 32)
         return [float(value) for trial in beside for _, value in trial.choices]
 
     assert members(good) == [0.5, 0.25]
+    assert asked == [3], "all in one process"
     assert members(bad) == []
+    assert members(good, [bad, last], most=2) == [0.25], "the one behind takes its place"
+    assert asked == [3]
 
 
 def throughputs(trials: list[Trial], shares: dict[int, float | None]) -> Throughputs:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 
 from crelu_data.datasets import dataset
 from crelu_data.write import prepare
+from crelu_models.model import Model
 from sweeps.cli.forecast import (
     EVALUATION,
     TRIAL_START,
@@ -37,8 +39,10 @@ from sweeps.execution.throughput import (
     sharers_of,
     slowdown,
 )
+from sweeps.experiment import model_facts
 from sweeps.experiment.code_fingerprint import cell_fingerprint
 from sweeps.experiment.halving import rungs
+from sweeps.experiment.model_facts import NetFacts, Request
 from sweeps.experiment.plan import Plan, plan
 from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep
@@ -339,6 +343,25 @@ def test_seconds_besides_the_pictures_are_those_that_trials_have_taken(tmp_path:
     assert here.paces()[wide.cell.key].start == pytest.approx((TRIAL_START + 3.0 + 5.0) / 2)
     # A net without a finished trial takes as long besides as the others.
     assert here.paces()[narrow.cell.key].start == pytest.approx((TRIAL_START + 3.0 + 5.0) / 2)
+
+
+def test_models_of_a_forecast_are_measured_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of finished cells too, which nothing has built before the forecast."""
+    asked = list[int]()
+
+    def measured(requests: Sequence[Request]) -> list[NetFacts | str]:
+        asked.append(len(requests))
+        return [NetFacts(1, 10 * number, 1) for number in range(1, len(requests) + 1)]
+
+    monkeypatch.setattr(model_facts, "_measured", measured)
+    here, today = forecast(tmp_path)
+    (ours, other), settings = today.sweep.cells, here.settings
+    models = [dataclasses.replace(ours, label=name, net=Model(f"forecast_only:{name}")) for name in ("a", "b")]
+    cells = (*models, other)
+    today = plan(dataclasses.replace(today.sweep, cells=cells), Ledger(f"{tmp_path}/ledger"), {})
+    known = Forecast(today, settings, here.facts, TrialResources(), 2).throughputs.macs
+    assert asked == [2]
+    assert [known[cell.key] for cell in cells] == [10.0, 20.0, float(other.net.macs(4, 32))]
 
 
 def test_live_view_says_how_long_it_will_take_by_the_same_forecast(tmp_path: Path) -> None:
