@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TypeVar
 from weakref import WeakSet
 
 import torch
 
 T = TypeVar("T")
+
+# Recordings that failed and that torch left open: its allocator of pinned memory may still ask them.
+LEFT_OPEN: list[torch.cuda.CUDAGraph] = []
 
 
 class CudaRecorder:
@@ -51,14 +55,34 @@ class CudaRecorder:
         """
         # Replays follow each other on one stream, so their memory may be the same. A pool ends with its last graph.
         other = next(iter(self.graphs), None)
-        pool = None if other is None else other.pool()
+        pool = torch.cuda.graph_pool_handle() if other is None else other.pool()
         graph = torch.cuda.CUDAGraph()
         for generator in generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local"):
-            result = call()
+        caller = torch.cuda.current_stream(self.device)
+        recording = torch.cuda.graph(graph, pool, self.stream, capture_error_mode="thread_local")
+        try:
+            # In torch 2.11 a recording that fails stays on its stream.
+            with torch.cuda.stream(caller), collector_paused(), recording:
+                result = call()
+        except BaseException:
+            self._undo(graph, pool)
+            raise
         self.graphs.add(graph)
         return graph.replay, result
+
+    def _undo(self, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
+        """End a recording that failed where torch has not: its allocator would free no tensor of two streams again.
+
+        The device's own generator would draw no more.
+        """
+        device = self.stream.device_index
+        with suppress(RuntimeError):  # torch has ended it
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
+            LEFT_OPEN.append(graph)
+        generator = torch.cuda.default_generators[device]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 class CudaStreams:
@@ -101,6 +125,18 @@ class CudaStreams:
         for tensor in tensors_of(batch):
             if tensor.is_cuda:
                 tensor.record_stream(reader)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Collect no garbage inside the block: it may hold a graph, and to free one ends a recording."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def tensors_of(batch: object) -> Iterator[torch.Tensor]:

@@ -97,6 +97,20 @@ def test_a_net_that_looks_at_numbers_is_trained_as_it_comes_with_its_dropout() -
     assert not pair[1].graphs.replays
     assert pair[1].graphs.why_not
     assert all(torch.equal(eager[name], other[name]) for name in eager)
+    # The process goes on as before: on its stream, with a generator that draws, and all memory comes back.
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(8, device="cuda").unique().numel() > 1
+    for _ in range(3):
+        used_twice = torch.zeros(1 << 20, device="cuda")
+        used_twice.record_stream(torch.cuda.Stream())
+        del used_twice
+    torch.cuda.empty_cache()
+    stats = torch.cuda.memory_stats()
+    assert stats["active_bytes.all.current"] == stats["allocated_bytes.all.current"]
+    again = make_learner(net, recipe, 32, open_graphs(torch.device("cuda"), ""))
+    for step in range(10):
+        again.step(*batch(step, 32, 32))
+    assert again.steps_by == "graph"
 
 
 def trials(count: int) -> list[Trial]:
