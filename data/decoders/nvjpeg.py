@@ -33,7 +33,8 @@ class NvjpegReader:
         self._ahead = ahead
         self._decode = decode or _nvjpeg(device)
         self._stored = beton.mapped(index)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        # Torch deals out 32 streams of a priority in turn: one of a higher priority is none that records steps.
+        self._stream = torch.cuda.Stream(device, -1) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self.decode_seconds = 0.0
 

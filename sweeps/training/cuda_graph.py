@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -14,8 +15,22 @@ import torch
 
 T = TypeVar("T")
 
+# Streams of ours on a device, by number: of recordings, of a pack's batches, and from here on of its members.
+RECORDINGS, BATCHES, MEMBERS = range(3)
 # Recordings that failed and that torch left open: its allocator of pinned memory may still ask them.
 LEFT_OPEN: list[torch.cuda.CUDAGraph] = []
+
+
+@cache
+def own_stream(device: torch.device, _number: int) -> torch.cuda.Stream:
+    """Return stream `_number` of ours on a device, the same one for every trial of this process.
+
+    Torch deals out 32 streams in turn, also to torchvision's decoder, which works in a thread of its own. New streams
+    for every trial would come round to its stream, and a stream that records takes no work from others. The memory of
+    a stream's freed tensors and the workspaces of its libraries serve the next trial too.
+    """
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    return stream
 
 
 class CudaRecorder:
@@ -25,11 +40,11 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Record for `device`: on its current stream, or on a new one where that is the default, which cannot."""
+        """Record for `device`: on its current stream, or on one of ours where that is the default, which cannot."""
         current = torch.cuda.current_stream(device)
         is_default = current == torch.cuda.default_stream(device)
         self.device = device
-        self.stream = torch.cuda.Stream(device) if is_default else current  # type: ignore[no-untyped-call]
+        self.stream = own_stream(device, RECORDINGS) if is_default else current
         self.graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def now(self) -> float:
@@ -96,14 +111,16 @@ class CudaStreams:
     def __init__(self) -> None:
         """Open the stream of the batches, behind all work given so far."""
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self.batches: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.batches = own_stream(self.device, BATCHES)
         self.batches.wait_stream(torch.cuda.current_stream())
+        self.members = 0
         self.readers: set[torch.cuda.Stream] = set()
         self.under_way: deque[list[torch.cuda.Event]] = deque()
 
     def member(self) -> AbstractContextManager[object]:
         """Return a context, to be entered again and again, whose work has a stream of its own."""
-        stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream = own_stream(self.device, MEMBERS + self.members)
+        self.members += 1
         stream.wait_stream(torch.cuda.current_stream())
         return torch.cuda.stream(stream)
 

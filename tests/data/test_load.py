@@ -311,6 +311,15 @@ def test_a_gpu_and_threads_decode_each_the_pictures_of_their_numbers(files: dict
     assert set(threading.enumerate()) <= before
 
 
+def test_a_gpu_decodes_on_a_stream_that_is_none_of_a_training(files: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams of equal priority come round: work on one that records a step would end the recording."""
+    opened: list[tuple[torch.device, int]] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority=0: opened.append((device, priority)))
+    gpu = torch.device("cuda")
+    NvjpegReader(beton.read_index(files["jpeg"]), gpu, 3, on_the_host).close()
+    assert opened == [(gpu, -1)]
+
+
 @pytest.mark.parametrize("reader", ["nvjpeg", "both"])
 def test_a_gpus_decoder_is_refused_without_one_where_there_is_something_to_decode(files: dict, reader: str) -> None:
     with pytest.raises(ValueError, match="decode on a GPU: take the reader ffcv or threads"):

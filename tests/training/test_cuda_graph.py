@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sweeps.training import cuda_graph
-from sweeps.training.cuda_graph import CudaRecorder
+from sweeps.training.cuda_graph import CudaRecorder, CudaStreams
 
 GPU = torch.device("cuda")
 DEFAULT = 0  # number of the stream that torch begins on
@@ -112,7 +112,14 @@ def device(patch: pytest.MonkeyPatch, ends_pools: bool = False) -> Device:
     patch.setattr(torch._C, "_cuda_endAllocateToPool", stand_in.end, raising=False)
     patch.setattr(torch._C, "_cuda_releasePool", stand_in.release, raising=False)
     patch.setattr(cuda_graph, "LEFT_OPEN", [])
+    cuda_graph.own_stream.cache_clear()
     return stand_in
+
+
+@pytest.fixture(autouse=True)
+def _streams_end() -> Iterator[None]:
+    yield
+    cuda_graph.own_stream.cache_clear()
 
 
 @pytest.mark.parametrize("ends_pools", [False, True])
@@ -165,3 +172,19 @@ def test_no_garbage_is_collected_while_a_step_is_recorded(monkeypatch: pytest.Mo
     finally:
         gc.enable()
     assert collects == [False, False]
+
+
+def test_trials_and_packs_one_after_another_take_the_same_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = device(monkeypatch).streams
+    taken = []
+    for _ in range(3):
+        pack = CudaStreams()
+        members = []
+        for _ in range(2):
+            with pack.member() as stream:  # type: ignore[attr-defined]
+                assert CudaRecorder(GPU).stream is stream
+                members.append(stream)
+        taken.append([CudaRecorder(GPU).stream, pack.batches, *members])
+    assert len({stream.number for stream in taken[0]}) == 4
+    assert taken == [taken[0]] * 3
+    assert len(streams.opened) == 1 + 4
