@@ -30,6 +30,8 @@ from sweeps.training.views import TEST_VIEWS
 
 # What torch says where a CPU's memory has run out: on Linux and macOS, and on Windows.
 NO_MEMORY: Final = ("can't allocate memory", "not enough memory")
+# What CUDA, cuBLAS and cuDNN say where a GPU's has run out: torch's allocator alone has an error of its own for that.
+NO_GPU_MEMORY: Final = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED")
 
 
 def run_trial(
@@ -113,7 +115,7 @@ def out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in (*NO_MEMORY, *NO_GPU_MEMORY))
 
 
 def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:
