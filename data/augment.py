@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -63,7 +64,7 @@ def training_view(
     top = _integers(base, ids, _ROW, side - crop + 1) - shift
     left = _integers(base, ids, _COLUMN, side - crop + 1) - shift
     if shift and rand_augment:
-        colour = torch.tensor(mean, device=images.device).mul(255).round().to(images.dtype)[:, None, None]
+        colour = _constants(tuple(mean), images.device).mul(255).round().to(images.dtype)[:, None, None]
         bordered = colour.expand(len(images), 3, side, side).contiguous(memory_format=torch.channels_last)
         bordered[:, :, shift:-shift, shift:-shift] = images
         images = bordered
@@ -133,8 +134,8 @@ def _normalised(images: Tensor, mean: Sequence[float], std: Sequence[float], bor
     """
     n, _, height, width = images.shape
     # One factor per byte of a row: on the CPU a broadcast over three channels is nine times slower.
-    scale = torch.tensor([1 / (255 * s) for s in std], device=images.device).repeat(width)
-    offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device).repeat(width)
+    scale = _constants(tuple(1 / (255 * s) for s in std), images.device).repeat(width)
+    offset = _constants(tuple(-m / s for m, s in zip(mean, std, strict=True)), images.device).repeat(width)
     result = (torch.zeros if border else torch.empty)(
         n, height + 2 * border, width + 2 * border, 3, device=images.device
     )
@@ -144,6 +145,13 @@ def _normalised(images: Tensor, mean: Sequence[float], std: Sequence[float], bor
         part = inside[first : first + count].copy_(images[first : first + count].permute(0, 2, 3, 1))
         part.flatten(2).mul_(scale).add_(offset)
     return result.permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=256)
+def _constants(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return numbers on a device, not to be changed, copied there once: a copy waits until a GPU has done its work."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _cut(images: Tensor, top: Tensor, left: Tensor, crop: int, mirrored: Tensor) -> Tensor:
@@ -335,9 +343,9 @@ def _light(
     Krizhevsky et al. 2012, section 4.1, on colours in 0..1; lambda are standard deviations along the principal axes.
     """
     alpha = torch.stack([_normal(base, ids, _LIGHT + 2 * k) for k in range(3)], 1) * spread
-    values = torch.tensor([math.sqrt(value) for value in eigenvalues], dtype=torch.float64, device=ids.device)
-    vectors = torch.tensor(eigenvectors, dtype=torch.float64, device=ids.device)
-    scale = torch.tensor(std, dtype=torch.float64, device=ids.device)
+    values = _constants(tuple(math.sqrt(value) for value in eigenvalues), ids.device, torch.float64)
+    vectors = _constants(tuple(map(tuple, eigenvectors)), ids.device, torch.float64)
+    scale = _constants(tuple(std), ids.device, torch.float64)
     return ((alpha * values) @ vectors.T / scale).float()
 
 

@@ -10,7 +10,9 @@ import torch
 
 T = TypeVar("T")
 
-PENDING = 64  # waits of a GPU that are not read yet: a step is queued at most that far ahead
+# Waits of a GPU that are not read yet: a step is queued at most that far ahead. So many batches of JPEG, of some 50 MB
+# each, stay in page-locked memory until they are copied.
+PENDING = 8
 
 
 class DataTimer:

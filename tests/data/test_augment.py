@@ -14,6 +14,7 @@ from crelu_data.augment import (
     _bits,
     _boxes,
     _changed,
+    _constants,
     _integers,
     _resized,
     _scramble,
@@ -154,6 +155,21 @@ def test_views_are_channels_last_and_of_the_type_asked_for() -> None:
         assert seen.is_contiguous(memory_format=torch.channels_last)
         assert seen.dtype == torch.float32
     assert centre_view(images, crop=8, mean=MEAN, std=STD, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_numbers_of_a_view_are_copied_to_its_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each copy a host waits for all that it has given to a GPU, as for the step before."""
+    images, ids = pictures(6, 12), torch.arange(6)
+    kinds = {"lighting": 0.1}, {"shift": 2}
+
+    def made() -> list[Tensor]:
+        return [*(view(images, ids, **kind) for kind in kinds), centre_view(images, crop=8, mean=MEAN, std=STD)]
+
+    with torch.inference_mode():  # as of a predictor, before a training takes them
+        first = made()
+    monkeypatch.setattr(torch, "tensor", None)
+    assert all(torch.equal(a, b) for a, b in zip(first, made(), strict=True))
+    assert not _constants(tuple(STD), images.device, torch.float64).is_inference()
 
 
 def test_stored_pictures_are_not_changed() -> None:

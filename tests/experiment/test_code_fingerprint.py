@@ -97,7 +97,7 @@ NUMBERLESS_EDITS = [
     ("sweeps/store/checkpoint.py", "KEEP = 2", "KEEP = 3"),
     ("sweeps/training/runtime.py", "checkpoint_minutes: float = 5.0", "checkpoint_minutes: float = 50.0"),
     ("sweeps/training/runtime.py", "(1 << 31) - 1", "(1 << 30) - 1"),
-    ("sweeps/training/data_time.py", "PENDING = 64", "PENDING = 32"),
+    ("sweeps/training/data_time.py", "PENDING = 8", "PENDING = 32"),
     ("sweeps/execution/pack.py", "if torch.cuda.is_available():", "if not torch.cuda.is_available():"),
     # What a sweep declares is part of its trials' keys, and names are for people.
     ("sweeps/experiment/recipe.py", '"conv9", 0.0, 0.5', '"conv9", 0.0, 0.7'),

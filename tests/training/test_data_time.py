@@ -1,5 +1,6 @@
 """The share of an epoch's time that its batches take, by processor time: a busy host changes it little."""
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -114,6 +115,29 @@ def test_batches_that_others_take_too_have_no_share() -> None:
     assert timer.share() is None
     timer.start()
     assert timer.share() is not None
+
+
+def test_steps_are_queued_on_a_gpu_eight_ahead_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has been copied to it leaves the page-locked memory only then."""
+    reached: list[int] = []
+
+    class Event:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def synchronize(self) -> None:
+            reached.append(self.number)
+
+        def elapsed_time(self, _later: "Event") -> float:
+            return 1.0
+
+    numbers = itertools.count()
+    monkeypatch.setattr(data_time, "_event", lambda: Event(next(numbers) // 2))
+    timer = DataTimer(torch.device("cuda"), lambda: 0.0)
+    timer.is_warm = True
+    for batch in range(20):
+        timer.fetch(lambda: None, shared=False)
+        assert reached == list(range(batch - 7))
 
 
 @pytest.mark.gpu
