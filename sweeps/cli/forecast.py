@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import heapq
 import itertools
 import os
 import time
@@ -156,7 +157,7 @@ class Forecast:
         seconds = [trial.likely for trial in self.estimates(remaining)]
         if not seconds:
             return None
-        return max(max(seconds), sum(seconds) / self.slots()) + WORKER_START * (not self.epochs)
+        return time_until_done(seconds, self.slots()) + WORKER_START * (not self.epochs)
 
     def slots(self) -> int:
         """Return how many trials train at once: as many as were seen, once all may have reported an epoch."""
@@ -290,6 +291,14 @@ def estimate(trial: Trial, facts: DataSet, pace: Pace, epochs: float | None = No
     work = learned + EVALUATION * evaluated
     rates = (pace.throughput.likely, pace.throughput.fastest, pace.throughput.slowest)
     return TimeEstimate(*(work / rate + pace.start for rate in rates))
+
+
+def time_until_done(seconds: Sequence[float], slots: int) -> float:
+    """Return when trainings that take so long are done: each begins, in this order, in the first slot that is free."""
+    ends = [0.0] * slots
+    for length in seconds:
+        heapq.heapreplace(ends, ends[0] + length)
+    return max(ends)
 
 
 def total(estimates: Sequence[TimeEstimate]) -> TimeEstimate:

@@ -21,6 +21,7 @@ from sweeps.cli.forecast import (
     compare,
     pictures,
     time_text,
+    time_until_done,
     workload,
 )
 from sweeps.cli.live_view import SweepProgress
@@ -256,6 +257,15 @@ def test_forecast_is_pictures_over_throughput_in_hours_and_money(tmp_path: Path)
     # What is behind a trial takes no more time; its test does.
     (rest,) = here.estimates([(wide, 3)])
     assert rest.likely == pytest.approx(EVALUATION * pictures(wide, here.facts[SMALL], 0)[1] / 10 + TRIAL_START)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "slots", "done"),
+    [([100] * 5, 4, 200), ([100] * 4, 4, 100), ([100] * 9, 8, 200), ([30, 50, 20, 40], 2, 90), ([70], 3, 70)],
+)
+def test_time_left_counts_workers_that_have_nothing_left_to_do(seconds: list[float], slots: int, done: float) -> None:
+    """Shared out evenly, five trainings of 100 s by four workers would be done after 125 s."""
+    assert time_until_done(seconds, slots) == done
 
 
 def test_forecast_is_announced_once_after_as_many_epochs_as_trials_run_at_once(tmp_path: Path) -> None:
