@@ -159,6 +159,8 @@ for kind in activations.DEFINITIONS:
         constants = {"kind": kind, "slope": activations.SLOPE, "biased": biased, **tile}
         moves(activations._activation_forward, **constants)
         moves(activations._activation_backward, **constants, tiles=activations.SUMMED_TILES, summed=biased)
+for kernel in (activations._activation_forward, pooling._pool_forward, pooling._pool_backward):
+    print(*(one.name for one in kernel.params if not one.is_constexpr and not one.do_not_specialize))
 for side, stride in ((2, 2), (3, 2)):
     for kernel in (pooling._pool_forward, pooling._pool_backward):
         print(sorted(moves(kernel, side=side, stride=stride, pad=0, **tile).items()))
@@ -176,7 +178,9 @@ def test_kernels_compile_for_a_gpu_and_pooling_moves_16_bytes_at_a_time(tmp_path
     for read, over in ((4, 1), (9, 4)):
         expected.append({load: read, store: 1, f"st.global.{half}": 1})
         expected.append({load: over, f"ld.global.{half}": over, store: 1})
-    assert done.stdout.splitlines() == [str(sorted(moves.items())) for moves in expected]
+    # A kernel is compiled again where one of these is 1, or a multiple of 16: then its code is faster.
+    again = ["x bias y width map_size", "x y places channels", "g places by_x channels"]
+    assert done.stdout.splitlines() == [*again, *(str(sorted(moves.items())) for moves in expected)]
 
 
 @pytest.mark.gpu
