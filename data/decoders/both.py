@@ -37,15 +37,17 @@ class BothReader:
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order into uint8 (n, h, w, 3); the last tensor may be short."""
+        if not len(order):
+            return
         batches = [order[first : first + batch] for first in range(0, len(order), batch)]
         on_gpu = self._gpu.read_parts([ids[by_gpu(ids)] for ids in batches])
         in_threads = self._threads.read_parts([ids[~by_gpu(ids)] for ids in batches])
+        # Places of the pictures of a batch where both parts lie one behind the other; copied once, for a copy waits.
+        places = np.concatenate([np.argsort(np.argsort(~by_gpu(ids), kind="stable")) for ids in batches])
+        from_parts = torch.split(torch.from_numpy(places).to(self._device), batch)
         try:
-            for ids, first, second in zip(batches, on_gpu, in_threads, strict=True):
-                # Both parts, one behind the other, and from there to the places in the batch.
-                places = np.argsort(np.argsort(~by_gpu(ids), kind="stable"))
-                joined = torch.cat([first, second.to(self._device, non_blocking=True)])
-                yield joined.index_select(0, torch.from_numpy(places).to(self._device))
+            for first, second, where in zip(on_gpu, in_threads, from_parts, strict=True):
+                yield torch.cat([first, second.to(self._device, non_blocking=True)]).index_select(0, where)
         finally:
             on_gpu.close()
             in_threads.close()
