@@ -1,0 +1,1 @@
+"""What a GPU gives, in one table: `python -m benchmarks.gpu`."""

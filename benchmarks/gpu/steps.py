@@ -1,0 +1,121 @@
+"""Steps of each family on pictures that are there: their rate, their share of the roof, and what they are made of."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch._dynamo import utils as dynamo
+
+from benchmarks.gpu.bench import Bench, device_name, free, section_line, torch_alone
+from sweeps.training.loop import Learner
+
+COMPILED = ("allconv CReLU", "All-CNN-B 1,4,7 of 256")  # a compilation takes half a minute
+
+
+# Kinds of work on a device, by what names of kernels hold: the first that fits.
+KINDS = (
+    ("layouts", r"nchwToNhwc|nhwcToNchw|tensorTransform|reorder"),
+    ("activations by ours", "_activation_"),
+    ("pooling by ours", "_pool_forward|_pool_backward"),
+    ("pooling by torch", "(?i)max_?pool|avg_?pool"),
+    ("convolutions", "(?i)conv|gemm|xmma|cutlass|cudnn|wgrad|dgrad|fprop|nvjet|addmm"),
+    ("loss", "(?i)softmax|nll_?loss|cross_entropy"),
+    ("sums", "(?i)reduce|::sum"),
+    ("optimiser", "(?i)multi_tensor|_foreach|_fused_"),
+    ("dropout", "(?i)distribution|bernoulli|random"),
+    ("copies", "(?i)memcpy|memset|copy|::to$|zero_|fill"),
+    ("by elements", "(?i)elementwise|CatArray|threshold|clamp|relu|::(add|mul|div|neg|cat)"),
+)
+
+
+def roof(bench: Bench) -> None:
+    """Measure matrix products and a copy on the device."""
+    side = 8192 if bench.device.type == "cuda" else 256
+    a, b = (torch.randn(side, side, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+    bench.flops = 2 * side**3 / bench.seconds(lambda: a @ b)
+    source = torch.zeros(
+        (1 << 30) if bench.device.type == "cuda" else (1 << 20), dtype=torch.uint8, device=bench.device
+    )
+    target = torch.empty_like(source)
+    bench.copy = 2 * len(source) / bench.seconds(lambda: target.copy_(source))
+    bench.say("roof", device_name(bench.device), tflops=bench.flops / 1e12, copy_tb_s=bench.copy / 1e12)
+
+
+def step(bench: Bench) -> None:
+    """Measure a step of each family on pictures that are there: eager, replayed, and for some compiled.
+
+    In "torch's graph" no kernel of ours is taken.
+    """
+    for name, family in bench.families.items():
+        work = 6e-9 * family.net.macs(family.classes, family.crop) * family.batch
+        is_compiled = name in COMPILED and bench.device.type == "cuda"
+        took: dict[str, float] = {}
+        for form in ("eager", "torch's graph", "graph", *(["compiled"] if is_compiled else [])):
+            with section_line(bench, "step", f"{name}, {form}"), torch_alone(form == "torch's graph"):
+                learner, images, labels = bench.learner(name, form != "eager")
+                if form == "compiled":
+                    dynamo.counters.clear()
+                    learner.model.compile()
+                took[form] = bench.seconds(lambda learner=learner, x=images, y=labels: learner.step(x, y))
+                share = 100 * 1e9 * work / took[form] / bench.flops
+                by_torch = took.get("torch's graph") if form == "graph" else None
+                bench.say("step", f"{name}, {form}", ms=1e3 * took[form], pictures_s=family.batch / took[form],
+                          roof_percent=share, **({"over_torch": by_torch / took[form]} if by_torch else {}),
+                          **(compiled_of(learner) if form == "compiled" else {}),
+                          steps_by=learner.steps_by)  # fmt: skip
+            free(bench)
+
+
+def compiled_of(learner: Learner) -> dict[str, float | str]:
+    """Return how much of a net torch.compile has taken into graphs of its own, and why it left the rest."""
+    stats = dynamo.counters["stats"]
+    breaks = [str(reason).splitlines()[0] for reason in dynamo.counters["graph_break"]]
+    return {"modules": len(list(learner.model.modules())), "calls_compiled": stats["calls_captured"],
+            "compiled_graphs": stats["unique_graphs"], "breaks": "; ".join(breaks) or "none"}  # fmt: skip
+
+
+def profile(bench: Bench) -> None:
+    """Say what a step of each family is made of: its kernels by kind, in percent of the time that all of them take."""
+    for name in bench.families:
+        with section_line(bench, "profile", name):
+            learner, images, labels = bench.learner(name, True)
+            take = partial(learner.step, images, labels)
+            once = bench.seconds(take)
+            times, kernels = kernel_times(bench, take)
+            busy = sum(times.values())
+            kinds: Counter[str] = Counter()
+            for kernel, seconds in times.items():
+                kinds[kind_of(kernel)] += seconds
+            shares = [f"{kind} {100 * seconds / busy:.0f} %" for kind, seconds in kinds.most_common()]
+            bench.say("profile", name, ms=1e3 * once, busy_percent=100 * busy / once, kernels=kernels,
+                      kinds=", ".join(shares))  # fmt: skip
+            longest = [f"{kernel[:100]} {100 * seconds / busy:.1f} %" for kernel, seconds in times.most_common(12)]
+            bench.rows[-1]["longest"] = longest
+        free(bench)
+
+
+def kernel_times(bench: Bench, call: Callable[[], object], times: int = 5) -> tuple[Counter[str], int]:
+    """Return the seconds that each kernel takes in a call, by name, and the number of kernels; of a CPU operations."""
+    on_gpu = bench.device.type == "cuda"
+    kind = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as profiled:
+        for _ in range(times):
+            call()
+        bench.wait()
+    seconds: Counter[str] = Counter()
+    kernels = 0
+    for row in profiled.key_averages():
+        took = row.self_device_time_total if on_gpu else row.self_cpu_time_total
+        if took > 0:
+            seconds[row.key] += took / 1e6 / times
+            kernels += row.count
+    return seconds, round(kernels / times)
+
+
+def kind_of(kernel: str) -> str:
+    """Return the kind of a kernel's work by its name."""
+    return next((kind for kind, pattern in KINDS if re.search(pattern, kernel)), "others")
