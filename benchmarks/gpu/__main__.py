@@ -43,7 +43,7 @@ def tests(bench: Bench) -> None:
         return
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-o", "addopts=", "-p", "no:cacheprovider",
-               "-W", "ignore::pytest.PytestConfigWarning", *files]  # fmt: skip
+               "--continue-on-collection-errors", "-W", "ignore::pytest.PytestConfigWarning", *files]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False,
                           timeout=max(1.0, bench.began + LIMIT - time.perf_counter()))  # fmt: skip
     lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing said"]
