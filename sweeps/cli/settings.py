@@ -297,14 +297,14 @@ def declare(
         if labels.keys() >= set(question.labels)
     )
     followed = protocol_of(protocol, profile, options)
-    sweep = Sweep(name, profile, changed, followed, "-".join(filter(None, parts)), questions=asked)
+    sweep = Sweep(name, profile, changed, followed, questions=asked)
     check_apart(sweep)
-    if other_data:
-        digest = hashlib.sha256(dataset.encode()).hexdigest()[:6]
-        hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, *parts[1:]))))
-        sweep = hashed if _is_taken(sweep, hashed, settings.ledger) else sweep
+    other = dataset if other_data else ""
+    titled = _titled(sweep, parts, other, settings.ledger)
     is_usual = followed.folds in (0, usual_folds(protocol, profile))
-    return sweep if is_usual else _with_folds_named(sweep, settings.ledger)
+    if is_usual or _has_run_with_folds(titled, settings.ledger):
+        return titled
+    return _titled(sweep, [*parts, f"folds={followed.folds}"], other, settings.ledger)
 
 
 def notes(
@@ -455,6 +455,19 @@ def fields_name(cells: Sequence[Cell], assignments: Sequence[str]) -> str:
     return f"{words[: LONGEST - 7]}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
 
 
+def _titled(sweep: Sweep, parts: Sequence[str], other: str, ledger: Ledger) -> Sweep:
+    """Return the sweep with these parts of a title, the name of its data first, and a hash where the title is taken.
+
+    `other` is the data set that it trains on in place of the page's, empty for none.
+    """
+    named = dataclasses.replace(sweep, variant="-".join(filter(None, parts)))
+    if not other:
+        return named
+    digest = hashlib.sha256(other.encode()).hexdigest()[:6]
+    hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, *parts[1:]))))
+    return hashed if _is_taken(named, hashed, ledger) else named
+
+
 def _is_taken(sweep: Sweep, hashed: Sweep, ledger: Ledger) -> bool:
     """Return whether a sweep of other data has this title, or this sweep has run under its `hashed` one before."""
     with suppress(ValueError):  # what is no plan holds no title
@@ -465,17 +478,15 @@ def _is_taken(sweep: Sweep, hashed: Sweep, ledger: Ledger) -> bool:
     return False
 
 
-def _with_folds_named(sweep: Sweep, ledger: Ledger) -> Sweep:
-    """Return the sweep with its folds in its title: the trainings of so many folds are others than of the page's.
+def _has_run_with_folds(sweep: Sweep, ledger: Ledger) -> bool:
+    """Return whether a sweep of this title has run with as many folds: an earlier version named none in the title.
 
-    One that an earlier version has declared without them keeps its title.
+    Else they are named: the trainings of so many folds are others than of the page's.
     """
-    folds = sweep.protocol.folds
     with suppress(ValueError):  # what is no plan holds no title
         declared = ledger.read_json(f"plans/{sweep.title}.json")
-        if declared is not None and sweep_from_json(declared).protocol.folds == folds:
-            return sweep
-    return dataclasses.replace(sweep, variant="-".join(filter(None, (sweep.variant, f"folds={folds}"))))
+        return declared is not None and sweep_from_json(declared).protocol.folds == sweep.protocol.folds
+    return False
 
 
 def _asked_dataset(options: argparse.Namespace) -> str:

@@ -176,6 +176,22 @@ def test_two_folders_of_one_name_are_two_sweeps(tmp_path: Path) -> None:
     assert of("/b/flowers").title == second.title  # it stays where its results are
 
 
+def test_two_folders_of_one_name_are_two_sweeps_of_other_folds_too(tmp_path: Path) -> None:
+    def of(folder: str, folds: str) -> Sweep:
+        words = ("--profile", "paper", "--dataset", f"folder:{folder}", "--folds", folds)
+        return declared("cifar_width", *words, output=tmp_path)[0]
+
+    first = written(of("/a/flowers", "5"), tmp_path)
+    second = written(of("/b/flowers", "5"), tmp_path)
+    digest = second.title.removeprefix("cifar_width-flowers-").removesuffix("-folds=5")
+    assert (first.title, len(digest)) == ("cifar_width-flowers-folds=5", 6)
+    assert (of("/a/flowers", "5"), of("/b/flowers", "5")) == (first, second)
+    assert of("/b/flowers", "10").title == "cifar_width-flowers"  # which no other data has yet
+    earlier = f"cifar_width-flowers-{digest}"
+    written(dataclasses.replace(of("/b/flowers", "6"), variant=f"flowers-{digest}"), tmp_path)
+    assert of("/b/flowers", "6").title == earlier  # as it was called before
+
+
 def test_sweeps_of_one_output_stand_side_by_side_under_their_titles(tmp_path: Path) -> None:
     asked: tuple[tuple[str, ...], ...] = (
         ("--profile", "demo"),
