@@ -19,7 +19,7 @@ from crelu_models.spec import Net
 from sweeps.experiment.trial import PHASES, Cell, Trial, model_key
 from sweeps.store.ledger import Json
 
-TIMEOUT: Final = 600.0  # seconds in which the models of a page are built, on a busy machine too
+TIMEOUT: Final = 600.0  # seconds in which a model is built, on a busy machine too
 MEASURE: Final = "crelu_models.measure_model"
 
 
@@ -155,33 +155,42 @@ def _known() -> dict[Request, NetFacts | str]:
 def _measured(requests: Sequence[Request]) -> list[NetFacts | str]:
     """Build models in a process of its own: the code of a user may print, or end its process.
 
-    Those behind one that ends it have another process. Where that ends before any answer, so would the others'.
+    Those behind one that ends it, or that takes all the time by itself, have another process. A process that does not
+    come to its first model would not for the others.
     """
     facts: list[NetFacts | str] = []
     while len(facts) < len(requests):
         answers, why = _answers(requests[len(facts) :])
-        facts += answers
+        facts += answers or []
         behind = requests[len(facts) :]
-        facts += [f"{model.factory} {why}" for model, *_ in (behind[:1] if answers else behind)]
+        if why:
+            facts += [f"{model.factory} {why}" for model, *_ in (behind if answers is None else behind[:1])]
     return facts
 
 
-def _answers(requests: Sequence[Request]) -> tuple[list[NetFacts | str], str]:
-    """Return the answers of a process up to the model that ended it, and what it did."""
+def _answers(requests: Sequence[Request]) -> tuple[list[NetFacts | str] | None, str]:
+    """Return the answers of a process up to the model that ended it, and what it did; None where it did not begin.
+
+    Where its time is over after some answers, nothing is said of the others: each may take as much.
+    """
     asked = [{"model": model.to_json(), "classes": classes, "size": size} for model, classes, size in requests]
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-W", "ignore", "-m", MEASURE, str(answer)]
+        late = f"is not built within {TIMEOUT:.0f} s"
+        why = ""
         try:
             done = subprocess.run(
                 command, input=json.dumps(asked), env=environment, capture_output=True, text=True, check=False,
                 timeout=TIMEOUT,
             )  # fmt: skip
+            why = "ends its process: " + (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         except subprocess.TimeoutExpired:
-            return [], f"is not built within {TIMEOUT:.0f} s"
-        answers = json.loads(answer.read_text()) if answer.exists() else []
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            pass
+        if not answer.exists():
+            return None, why or late
+        answers = json.loads(answer.read_text())
     facts = [answer if isinstance(answer, str) else NetFacts(*answer) for answer in answers]
-    return facts, f"ends its process: {last}"
+    return facts, why or ("" if facts else late)

@@ -1,6 +1,7 @@
 """Cells whose net is a model: key, JSON, staleness, facts from a process that has torch, and refusals."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -95,10 +96,35 @@ def test_facts_come_from_a_process_of_their_own() -> None:
 
 def test_model_that_ends_the_process_leaves_the_others_their_facts() -> None:
     small, placed, dies = (Model(f"{USERS}:{name}") for name in ("small", "reads", "dies"))
-    first, second, third, fourth = measure([(small, 6, 0), (dies, 6, 0), (placed, 6, 0), (dies, 7, 0)])
-    assert isinstance(first, NetFacts)
-    assert isinstance(third, NetFacts)
-    assert second == fourth == f"{USERS}:dies ends its process: exit code 3"
+    asked = [(dies, 8, 0), (small, 6, 0), (dies, 6, 0), (placed, 6, 0), (dies, 7, 0)]
+    first, second, third, fourth, fifth = measure(asked)
+    assert isinstance(second, NetFacts)
+    assert isinstance(fourth, NetFacts)
+    assert first == third == fifth == f"{USERS}:dies ends its process: exit code 3"
+
+
+def test_model_that_takes_all_the_time_leaves_the_others_their_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one that had the time for itself is to blame; `timed` stands for processes that end with their time."""
+    runs: list[list[str]] = []
+
+    def timed(command: list[str], input: str, **_: object) -> None:  # noqa: A002 - as of subprocess.run
+        runs.append([request["model"]["factory"].partition(":")[2] for request in json.loads(input)])
+        built = len(list(itertools.takewhile("hangs".__ne__, runs[-1])))
+        Path(command[-1]).write_text(json.dumps([[1, 0, 0]] * built))
+        raise subprocess.TimeoutExpired(command, 600.0)
+
+    monkeypatch.setattr("sweeps.experiment.model_facts.subprocess.run", timed)
+    names = ("first", "hangs", "second", "third")
+    facts = measure([(Model(f"nets_not_here:{name}"), 9, 0) for name in names])
+    assert facts == [NetFacts(1, 0, 0), "nets_not_here:hangs is not built within 600 s", *[NetFacts(1, 0, 0)] * 2]
+    assert runs == [list(names), list(names[1:]), list(names[2:])]
+
+
+def test_process_that_does_not_begin_answers_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.experiment.model_facts.MEASURE", "nowhere_at_all")
+    answers = measure([(Model(f"{USERS}:small"), classes, 0) for classes in (12, 13)])
+    assert len(answers) == 2
+    assert all("No module named nowhere_at_all" in str(answer) for answer in answers)
 
 
 def test_parameters_of_models_are_counted_without_pictures_and_without_their_memory() -> None:
