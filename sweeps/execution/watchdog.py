@@ -93,12 +93,13 @@ class Watchdog:
 
 
 def _record_hang(ledger: Ledger, name: str, seconds: float) -> None:
-    """Turn the stack that a hung process has left, if any, into a failed attempt of the trial it names."""
+    """Turn the stack that a hung process has left, if any, into a failed attempt of the trial it names; delete it."""
     content = (ledger.read(name) or b"").decode(errors="replace")
     key, trace = content[:KEY_BYTES].strip(), content[KEY_BYTES:]
     if trace:
         error = f"Hang: no step for {seconds:.0f} s"
         ledger.add_attempt(key, {"error": error, "trace": trace, "final": False, "time": time.time()})
+    if content:  # of a process that was killed, without a stack
         ledger.delete(name)
 
 

@@ -234,6 +234,12 @@ def test_trial_that_did_not_hang_keeps_no_file_of_a_hang(tmp_path: Path, error: 
     with Watchdog(ledger, ["k"], 1800.0) as hung:
         hung.file.write(b"stack")
     assert file.read_text().endswith("\nstack")
+    # Nor does one that was killed alone, and ends in a pack.
+    alone = Watchdog(ledger, ["other"], 1800.0)
+    alone.file.close()
+    with Watchdog(ledger, ["k", "other"], 1800.0, pack="p"):
+        pass
+    assert not (tmp_path / trial_stack("other")).exists()
 
 
 def test_same_error_at_the_same_place_is_one_signature() -> None:
