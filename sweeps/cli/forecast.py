@@ -295,7 +295,7 @@ def estimate(trial: Trial, facts: DataSet, pace: Pace, epochs: float | None = No
 
 def time_until_done(seconds: Sequence[float], slots: int) -> float:
     """Return when trainings that take so long are done: each begins, in this order, in the first slot that is free."""
-    ends = [0.0] * slots
+    ends = [0.0] * min(slots, len(seconds))
     for length in seconds:
         heapq.heapreplace(ends, ends[0] + length)
     return max(ends)

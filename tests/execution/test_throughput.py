@@ -261,7 +261,13 @@ def test_forecast_is_pictures_over_throughput_in_hours_and_money(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("seconds", "slots", "done"),
-    [([100] * 5, 4, 200), ([100] * 4, 4, 100), ([100] * 9, 8, 200), ([30, 50, 20, 40], 2, 90), ([70], 3, 70)],
+    [
+        ([100] * 5, 4, 200),
+        ([100] * 4, 4, 100),
+        ([100] * 9, 8, 200),
+        ([30, 50, 20, 40], 2, 90),
+        ([70], 10**18, 70),  # of --max-concurrent, which may be any number
+    ],
 )
 def test_time_left_counts_workers_that_have_nothing_left_to_do(seconds: list[float], slots: int, done: float) -> None:
     """Shared out evenly, five trainings of 100 s by four workers would be done after 125 s."""
