@@ -41,6 +41,7 @@ LARGEST: Final = 1e12  # beyond any error, loss or count of a metric; sums and a
 # How a training by a function of the user's resumes, as its result says it.
 APPROXIMATELY: Final = "approximate"
 SAID_EXACT: Final = "said to be exact"
+LONGEST: Final = 200  # letters of a metric's name: with the words beside it MLflow takes no more than 250
 DIGITS: Final = 4  # significant ones of a number that is no error in percent
 SIGNIFICANT: Final = 6  # digits that a rounded number keeps at least
 
@@ -59,8 +60,11 @@ class Metric:
 
     def __post_init__(self) -> None:
         """Raise ValueError for a metric that cannot be."""
-        if not re.fullmatch(r"(test|val)/[A-Za-z0-9_.-]+", self.name):
-            raise ValueError(f"a metric is called test/NAME or val/NAME, such as test/f1, not {self.name!r}")
+        if not re.fullmatch(rf"(test|val)/[A-Za-z0-9_.-]{{1,{LONGEST}}}", self.name):
+            raise ValueError(
+                f"a metric is called test/NAME or val/NAME, such as test/f1, not {self.name!r}; NAME has at most "
+                f"{LONGEST} of A-Z, a-z, 0-9, and of _ . and -"
+            )
         if self.better not in ("lower", "higher"):
             raise ValueError(f"of a metric lower or higher is better, not {self.better!r}")
         if self.chance is not None and not math.isfinite(self.chance):

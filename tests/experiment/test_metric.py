@@ -8,7 +8,7 @@ import pytest
 
 from crelu_models import S2
 from sweeps.experiment.code_fingerprint import cell_fingerprint, code_fingerprint
-from sweeps.experiment.metrics import AVERAGE, HELD_OUT, TOP1, Metric, averages, error_text, flags_of
+from sweeps.experiment.metrics import AVERAGE, HELD_OUT, LONGEST, TOP1, Metric, averages, error_text, flags_of
 from sweeps.experiment.rates import RateStudy, choose
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.search import Search
@@ -53,12 +53,18 @@ def test_values_have_four_digits(value: float, text: str) -> None:
     ("arguments", "sentence"),
     [(("f1", "higher"), "a metric is called test/NAME or val/NAME, such as test/f1, not 'f1'"),
      (("train/f1", "higher"), "not 'train/f1'"),
+     ((f"test/{'f' * 201}", "higher"), "NAME has at most 200 of A-Z, a-z, 0-9, and of _ . and -"),
      (("test/f1", "more"), "of a metric lower or higher is better, not 'more'"),
      (("test/f1", "higher", float("nan")), "the chance of a metric is a finite number")],
 )  # fmt: skip
 def test_metric_that_cannot_be_is_refused(arguments: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Metric(*arguments)  # type: ignore[arg-type]
+
+
+def test_longest_metric_has_names_that_mlflow_takes() -> None:
+    metric = Metric(f"test/{'f' * LONGEST}", "higher")
+    assert max(len(name) for name in (*columns(metric), *experiment_tags(metric))) <= 250
 
 
 def test_cell_with_a_task_is_another_cell_and_one_without_is_what_it_was() -> None:
