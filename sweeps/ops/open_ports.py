@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import psutil
-
 # Ray's own processes. Without a token they answer with no more than metrics and that they live. They always bind to
 # all addresses; the security group keeps the world out.
 RAY = re.compile(r"raylet\b|gcs_server\b|ray::|(-\S+ )*(-m ray\.|\S*/ray/(dashboard|autoscaler|util|_private|core)/)")
@@ -30,6 +28,8 @@ class Listener(NamedTuple):
 
 def listeners() -> list[Listener]:
     """Return the listening TCP sockets in this process's network, sorted by port."""
+    import psutil  # the check of a machine tells that it is missing
+
     sockets = {
         Listener(_plain_address(connection.laddr.ip), connection.laddr.port, _command(connection.pid))
         for connection in psutil.net_connections("tcp")
@@ -45,6 +45,8 @@ def _plain_address(text: str) -> str:
 
 
 def _command(pid: int | None) -> str:
+    import psutil
+
     try:
         return " ".join(psutil.Process(pid).cmdline()).strip() if pid is not None else ""
     except psutil.Error:

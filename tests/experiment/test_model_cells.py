@@ -107,7 +107,7 @@ def test_model_that_takes_all_the_time_leaves_the_others_their_facts(monkeypatch
     """Only one that had the time for itself is to blame; `timed` stands for processes that end with their time."""
     runs: list[list[str]] = []
 
-    def timed(command: list[str], input: str, **_: object) -> None:  # noqa: A002 - as of subprocess.run
+    def timed(command: list[str], input: str, **_: object) -> None:
         runs.append([request["model"]["factory"].partition(":")[2] for request in json.loads(input)])
         built = len(list(itertools.takewhile("hangs".__ne__, runs[-1])))
         Path(command[-1]).write_text(json.dumps([[1, 0, 0]] * built))

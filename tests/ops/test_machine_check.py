@@ -322,6 +322,11 @@ def test_the_lines_are_printed_in_order_and_one_that_is_wrong_is_counted(
     told = capsys.readouterr()
     assert "ray        WRONG  no Ray cluster answers at 10.0.0.1: start it" in told.out
     assert told.err.startswith("1 line WRONG")
+    monkeypatch.setitem(sys.modules, "sweeps.execution.cluster_address", None)  # it imports what is missing
+    assert not check_machine(Request(tmp_path / "out"))
+    told = capsys.readouterr()
+    assert "shm        WRONG  not known without sweeps.execution.cluster_address" in told.out
+    assert told.err.startswith("2 lines WRONG")
 
 
 def test_a_process_that_fails_is_told_by_its_last_line() -> None:
