@@ -171,8 +171,9 @@ class SweepProgress:
         return f"{self.decided()} of {count(len(sweep.questions), 'question')} decided"
 
     def remaining(self) -> list[tuple[Trial, int]]:
-        """Return the trials that are still to be trained, with the epochs that each has behind it."""
+        """Return the trials that are still to be trained, those under way first, with the epochs behind each."""
         planned = [key for key, state in self.states.items() if state in (*TO_DO, "training")]
+        planned.sort(key=lambda key: self.states[key] != "training")
         begun = [(self.trials[key], self.epochs.get(key, 0)) for key in planned]
         return begun + [(trial, 0) for trial in self.pending]
 

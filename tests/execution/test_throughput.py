@@ -388,6 +388,9 @@ def test_live_view_says_how_long_it_will_take_by_the_same_forecast(tmp_path: Pat
     progress.apply("started", today.to_do[0], {})
     progress.apply("epoch", today.to_do[0], row(10.0))
     assert progress.remaining() == [(today.to_do[0], 1), (today.to_do[1], 0)]
+    other = SweepProgress(today)
+    other.apply("started", today.to_do[1], {})  # the second has a worker, so the first waits for another's end
+    assert other.remaining() == [(today.to_do[1], 0), (today.to_do[0], 0)]
     seconds = here.seconds_left(progress.remaining())
     assert seconds is not None
     assert progress.counts().endswith(f", about {seconds // 60:.0f} min {round(seconds) % 60} s left")
