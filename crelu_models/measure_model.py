@@ -114,10 +114,17 @@ def main(path: Path) -> None:
     """Answer the requests of standard input, one after the other."""
     torch.set_num_threads(1)
     answers: list[Any] = []
-    path.write_text("[]")  # what ends the process from here on is a model
+    _write(path, answers)  # what ends the process from here on is a model
     for request in json.load(sys.stdin):
         answers.append(_answer(request))
-        path.write_text(json.dumps(answers))
+        _write(path, answers)
+
+
+def _write(path: Path, answers: list[Any]) -> None:
+    """Write the answers whole: the process may be ended at any time."""
+    whole = path.with_suffix(".new")
+    whole.write_text(json.dumps(answers))
+    whole.replace(path)
 
 
 if __name__ == "__main__":
