@@ -220,6 +220,11 @@ def keyed_permutation(key: int, count: int) -> Ints:
     return np.argsort(z ^ (z >> np.uint64(31)), kind="stable").astype(np.int64)
 
 
+def split_batches(order: Ints, batch: int) -> list[Ints]:
+    """Return the records of each batch in turn; the last may be short."""
+    return [order[first : first + batch] for first in range(0, len(order), batch)]
+
+
 def order(seed: int, epoch: int, indices: Ints) -> Ints:
     """Return the indices in the order of one epoch, which depends on the arguments alone.
 

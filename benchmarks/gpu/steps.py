@@ -14,8 +14,6 @@ from benchmarks.gpu.bench import Bench, device_name, free, section_line, torch_a
 from sweeps.training.loop import Learner
 
 COMPILED = ("allconv CReLU", "All-CNN-B 1,4,7 of 256")  # a compilation takes half a minute
-
-
 # Kinds of work on a device, by what names of kernels hold: the first that fits.
 KINDS = (
     ("layouts", r"nchwToNhwc|nhwcToNchw|tensorTransform|reorder"),

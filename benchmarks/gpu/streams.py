@@ -36,14 +36,9 @@ def pictures(bench: Bench) -> None:
                 resident = RuntimeConfig.resident_bytes if size == 32 else 0
                 with open_pictures(path, reader=reader, device=bench.device, resident_bytes=resident) as opened:
                     indices = long_order(opened, (FILLING + bench.stream_steps) * batch)
-                    for number, minibatch in enumerate(opened.batches(indices, batch)):
-                        if number == FILLING:
-                            bench.wait()
-                            began = time.perf_counter()
-                        view(opened, minibatch, 0, crop_of(size))
-                    bench.wait()
-                    rate = batch * bench.stream_steps / (time.perf_counter() - began)
-                bench.say("pictures", f"{size} px by {reader}", pictures_s=rate)
+                    batches = opened.batches(indices, batch)
+                    took = step_seconds(bench, lambda n, o=opened, b=batches, s=size: view(o, next(b), crop_of(s)))
+                bench.say("pictures", f"{size} px by {reader}", pictures_s=batch / took)
 
 
 def stream(bench: Bench) -> None:
@@ -80,16 +75,23 @@ def stream(bench: Bench) -> None:
                     closing(BatchStream(streams)) as batches,
                 ):
                     indices = long_order(opened, (FILLING + bench.stream_steps) * batch)
-                    for number in range(FILLING + bench.stream_steps):
-                        if number == FILLING:
-                            bench.wait()
-                            began = time.perf_counter()
-                        turn(partial(batches.get, "", number, partial(views, opened, indices, crop, batch)))
-                    bench.wait()
-                    took = (time.perf_counter() - began) / bench.stream_steps
+                    made = partial(views, opened, indices, crop, batch)
+                    took = step_seconds(bench, lambda n, b=batches, m=made, turn=turn: turn(partial(b.get, "", n, m)))
                 bench.say("stream", f"{row}, {reader}", pictures_s=batch / took, resident_pictures_s=batch / resident,
                           stall_percent=max(0.0, 100 * (1 - resident / took)))  # fmt: skip
         free(bench)
+
+
+def step_seconds(bench: Bench, take: Callable[[int], object]) -> float:
+    """Return the seconds of a step in full flow, given the function that takes one by its number."""
+    for number in range(FILLING):
+        take(number)
+    bench.wait()
+    began = time.perf_counter()
+    for number in range(FILLING, FILLING + bench.stream_steps):
+        take(number)
+    bench.wait()
+    return (time.perf_counter() - began) / bench.stream_steps
 
 
 def long_order(opened: Any, pictures: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -111,17 +113,17 @@ def views(
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield the training views and the labels of these records' batches from `start` on."""
     for minibatch in opened.batches(indices, batch, start):
-        yield view(opened, minibatch, 0, crop), minibatch.labels
+        yield view(opened, minibatch, crop), minibatch.labels
 
 
-def view(opened: Any, minibatch: Any, epoch: int, crop: int) -> Tensor:
+def view(opened: Any, minibatch: Any, crop: int) -> Tensor:
     """Return the training views of a batch."""
     from crelu_data.augment import training_view
 
     facts = opened.sidecar
     shift = 4 if facts.size == crop else 0
     return training_view(
-        minibatch.images, minibatch.ids, seed=0, epoch=epoch, crop=crop, flip=True, shift=shift, lighting=0.0,
+        minibatch.images, minibatch.ids, seed=0, epoch=0, crop=crop, flip=True, shift=shift, lighting=0.0,
         mean=facts.mean, std=facts.std, eigenvalues=facts.eigenvalues, eigenvectors=facts.eigenvectors,
     )  # fmt: skip
 

@@ -37,7 +37,7 @@ def accepts(x: Tensor, kind: str, form: torch.memory_format) -> bool:
 
 
 def accepts_bias(kind: str, dtype: torch.dtype, device: torch.device, form: torch.memory_format) -> bool:
-    """Return whether the kernels take a conv's output in this layout without its bias, and that with the activation."""
+    """Return whether one kernel adds a conv's bias to the output, in this layout, and takes the activation."""
     if kind not in DEFINITIONS or dtype not in FLOATS:
         return False
     exact = adds_bias_apart(dtype, device) and is_exact(kind, dtype, device, form, biased=True)
@@ -157,7 +157,7 @@ def _beats(
 
 @contextmanager
 def _usual(device: torch.device) -> Iterator[None]:
-    """Compute as in training without autocast, whatever the caller does: under it torch's sums are of another type."""
+    """Compute with gradients and without autocast, whatever the caller does. A GPU's autocast gives sums in fp32."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         yield
 

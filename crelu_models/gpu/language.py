@@ -19,7 +19,7 @@ BLOCK = 1024  # elements of a program
 def kernel(*plain: str) -> Callable[[Any], Any]:
     """Return the decorator of a kernel that is compiled once for all values of these arguments.
 
-    Of others Triton takes it as another kernel where they are 1, or a multiple of 16: a fifth of a second each.
+    Triton compiles it again, in a fifth of a second, where another argument is 1 or a multiple of 16.
     """
     decorated: Callable[[Any], Any] = triton.jit(do_not_specialize=plain)
     return decorated
@@ -59,7 +59,7 @@ else:
 
 @jit
 def plus(a, b):  # type: ignore[no-untyped-def]
-    """Return a sum; what Triton has in Triton's own language is not for the interpreter once it is imported."""
+    """Return a sum. That of Triton is for a GPU alone, where Triton was imported before its interpreter was chosen."""
     return a + b
 
 

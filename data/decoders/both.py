@@ -1,6 +1,6 @@
 """Decoding of JPEG by a GPU's decoder and by the cores at once, where a net learns faster than either decodes.
 
-Which of them decodes a picture is decided by its record's number alone, so a trial sees the same pixels on any machine.
+The number of a picture's record alone decides which of them decodes it, on any machine.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crelu_data import beton
-from crelu_data.datasets import Ints
+from crelu_data.datasets import Ints, split_batches
 from crelu_data.decoders.nvjpeg import Decode, NvjpegReader
 from crelu_data.decoders.threads import AHEAD, ThreadReader
 
@@ -39,10 +39,11 @@ class BothReader:
         """Decode the records in order into uint8 (n, h, w, 3); the last tensor may be short."""
         if not len(order):
             return
-        batches = [order[first : first + batch] for first in range(0, len(order), batch)]
+        batches = split_batches(order, batch)
         on_gpu = self._gpu.read_parts([ids[by_gpu(ids)] for ids in batches])
         in_threads = self._threads.read_parts([ids[~by_gpu(ids)] for ids in batches])
-        # Places of the pictures of a batch where both parts lie one behind the other; copied once, for a copy waits.
+        # Both parts of a batch lie one behind the other; these are the pictures' places there. Each copy makes the host
+        # wait for the GPU, so there is one for all batches.
         places = np.concatenate([np.argsort(np.argsort(~by_gpu(ids), kind="stable")) for ids in batches])
         from_parts = torch.split(torch.from_numpy(places).to(self._device), batch)
         try:

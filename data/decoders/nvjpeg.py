@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from crelu_data import beton
-from crelu_data.datasets import Ints
+from crelu_data.datasets import Ints, split_batches
 
 # From the bytes of JPEGs, uint8 (n,) each, to their pixels, uint8 (3, h, w) each on the device.
 Decode = Callable[[list[Tensor]], list[Tensor]]
@@ -40,7 +40,7 @@ class NvjpegReader:
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order into uint8 (n, h, w, 3); the last tensor may be short."""
-        return self.read_parts([order[first : first + batch] for first in range(0, len(order), batch)])
+        return self.read_parts(split_batches(order, batch))
 
     def read_parts(self, parts: Sequence[Ints]) -> Generator[Tensor, None, None]:
         """Decode these records into uint8 (n, h, w, 3), a tensor for each part."""

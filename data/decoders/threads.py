@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crelu_data import beton
-from crelu_data.datasets import Ints
+from crelu_data.datasets import Ints, split_batches
 
 AHEAD = 3  # batches decoded in advance
 
@@ -31,7 +31,7 @@ class ThreadReader:
 
     def read(self, order: Ints, batch: int) -> Generator[Tensor, None, None]:
         """Decode the records in order; the last tensor may be short."""
-        return self.read_parts([order[first : first + batch] for first in range(0, len(order), batch)])
+        return self.read_parts(split_batches(order, batch))
 
     def read_parts(self, parts: Sequence[Ints]) -> Generator[Tensor, None, None]:
         """Decode these records, a tensor for each part."""

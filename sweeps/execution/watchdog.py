@@ -61,7 +61,7 @@ class Watchdog:
             self._delete_without_stack()
 
     def _delete_without_stack(self) -> None:
-        """Delete the file where it has no stack, and is no newer one of another process that trains the same trial."""
+        """Delete the file where it has no stack. It stays where a newer process of the trial has written it anew."""
         if not self.name:
             return
         self.file.flush()

@@ -38,7 +38,7 @@ Request = tuple[Model, int, int]
 def net_facts(net: Net | Model, classes: int, size: int) -> NetFacts:
     """Return the sizes of a net for pictures of this side; ValueError where a model cannot be built or run."""
     if isinstance(net, Model):
-        (measured,) = measure([(net, classes, net.size or size)])
+        (measured,) = measure([_request(net, classes, size)])
         if isinstance(measured, str):
             raise ValueError(measured)
         return measured
@@ -48,7 +48,12 @@ def net_facts(net: Net | Model, classes: int, size: int) -> NetFacts:
 
 def measure_together(asked: Iterable[tuple[Net | Model, int, int]]) -> None:
     """Measure the models among nets, each with its classes and side, in one process; `net_facts` then starts none."""
-    measure([(net, classes, net.size or size) for net, classes, size in asked if isinstance(net, Model)])
+    measure([_request(net, classes, size) for net, classes, size in asked if isinstance(net, Model)])
+
+
+def _request(model: Model, classes: int, size: int) -> Request:
+    """Return what is asked of a model: at its own side, where it has one."""
+    return model, classes, model.size or size
 
 
 def user_names(nets: Iterable[Net | Model]) -> list[str]:
@@ -156,7 +161,7 @@ def _measured(requests: Sequence[Request]) -> list[NetFacts | str]:
     """Build models in a process of its own: the code of a user may print, or end its process.
 
     Those behind one that ends it, or that takes all the time by itself, have another process. A process that does not
-    come to its first model would not for the others.
+    come to its first model says nothing of any: the next would not either.
     """
     facts: list[NetFacts | str] = []
     while len(facts) < len(requests):

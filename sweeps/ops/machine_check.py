@@ -85,7 +85,7 @@ def check_machine(request: Request) -> bool:
 
 
 def _findings(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yield what a check finds; that it is not known where a library is missing, of which another line says more."""
+    """Yield what a check finds. Where a library is missing, nothing is known; the line of the libraries says more."""
     try:
         yield from check()
     except ModuleNotFoundError as error:

@@ -225,7 +225,7 @@ def test_trial_that_did_not_hang_keeps_no_file_of_a_hang(tmp_path: Path, error: 
         if error is not None:
             raise error
     assert not file.exists()
-    # Of two processes, the first of which was taken for dead, each deletes its own file alone.
+    # Two processes train the trial, since the first was taken for dead. Each deletes its own file only.
     first = Watchdog(ledger, ["k"], 1800.0)
     with Watchdog(ledger, ["k"], 1800.0):
         first.__exit__()
