@@ -78,7 +78,7 @@ def ours(family: str, options: argparse.Namespace) -> dict[str, Callable[[], Ite
     from crelu_data.load import open_pictures
     from crelu_models.modules import build, initialise
     from sweeps.training.evaluate import precision_of
-    from sweeps.training.graphs import open_graphs
+    from sweeps.training.gpu.graphs import open_graphs
     from sweeps.training.loop import Learner
     from sweeps.training.runtime import keep_memory
 

@@ -1393,7 +1393,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "0, 0, batch)\n            self.graphs",
          "test_replayed_steps_are_the_steps_bit_for_bit"),
     ),
-    *_faults("sweeps/training/graphs.py", "tests/training/test_graphs.py",
+    *_faults("sweeps/training/gpu/graphs.py", "tests/training/test_graphs.py",
         ("recording.result.clone()",
          "recording.result",
          "test_a_result_stays_when_the_next_call_is_replayed"),

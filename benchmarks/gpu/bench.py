@@ -18,7 +18,7 @@ from torch import Tensor
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, IMAGENET_SGD, VGG, Recipe
-from sweeps.training.graphs import WARM_UP, Graphs, open_graphs
+from sweeps.training.gpu.graphs import WARM_UP, Graphs, open_graphs
 from sweeps.training.loop import Learner
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.gpu.bench import PACKED, ROOT, TINY, Bench, free, section_line
-from sweeps.training.graphs import open_streams
+from sweeps.training.gpu.graphs import open_streams
 
 
 def pack(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import Bench, free, section_line
 from benchmarks.gpu.trials import small_pictures
-from sweeps.training.graphs import open_streams
+from sweeps.training.gpu.graphs import open_streams
 from sweeps.training.shared_batches import BatchStream
 
 FILLING = 10  # steps until a stream is in full flow

@@ -20,7 +20,7 @@ from sweeps.execution.failures import record_failure
 from sweeps.execution.messages import Notify, left
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
-from sweeps.training.graphs import open_streams
+from sweeps.training.gpu.graphs import open_streams
 from sweeps.training.run_trial import out_of_memory, trial_steps
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import BatchStream, PackContext, Position, Steps, stream_key

@@ -18,7 +18,7 @@ from crelu_models.tensors import full_state, load_full_state
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, NoBatchNorm, Ranks, constant_buffers
 from sweeps.training.evaluate import Errors, autocast, errors, misses, score
-from sweeps.training.graphs import Graphs
+from sweeps.training.gpu.graphs import Graphs
 from sweeps.training.optim import Optimiser
 
 # Steps between two checks that the loss is finite: each waits for the device.

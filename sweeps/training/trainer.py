@@ -40,7 +40,7 @@ from sweeps.training.evaluate import (
     errors,
     precision_of,
 )
-from sweeps.training.graphs import Graphs, open_graphs
+from sweeps.training.gpu.graphs import Graphs, open_graphs
 from sweeps.training.loop import DeadError, Learner, train
 from sweeps.training.runtime import RuntimeConfig, SystemUse, device_in_words
 from sweeps.training.shared_batches import HELD_OUT, PROBE, STEP, PackContext, Position, Steps

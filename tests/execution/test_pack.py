@@ -17,7 +17,7 @@ from sweeps.execution.pack import perform_pack
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Ledger
 from sweeps.training import trainer
-from sweeps.training.graphs import Graphs
+from sweeps.training.gpu.graphs import Graphs
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
 from sweeps.training.runtime import RuntimeConfig

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sweeps.training import cuda_graph
-from sweeps.training.cuda_graph import CudaRecorder, CudaStreams
+from sweeps.training.gpu import cuda_graph
+from sweeps.training.gpu.cuda_graph import CudaRecorder, CudaStreams
 
 GPU = torch.device("cuda")
 DEFAULT = 0  # number of the stream that torch begins on

@@ -17,7 +17,7 @@ from crelu_models.tables import S2
 from sweeps.experiment.recipe import ALLCONV, Recipe, Stage
 from sweeps.store.ledger import Ledger
 from sweeps.training import run_trial, trainer, views
-from sweeps.training.graphs import Graphs, open_graphs, pays
+from sweeps.training.gpu.graphs import Graphs, open_graphs, pays
 from sweeps.training.loop import DivergedError, Learner
 from sweeps.training.runtime import hardware
 from tests.support.op_recorder import OpRecorder

@@ -20,7 +20,7 @@ from sweeps.execution.verify_resume import shortened, verify
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, VGG, Recipe
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
-from sweeps.training.graphs import Graphs, open_graphs
+from sweeps.training.gpu.graphs import Graphs, open_graphs
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
 from tests.support.trials import artifact_hashes, runtime_config

@@ -175,7 +175,7 @@ def open_graphs(device: torch.device, why_not: str) -> Graphs:
     """Return the graphs of a learner on `device`: none on a CPU, nor where there is a reason against them."""
     if device.type != "cuda" or why_not:
         return Graphs(None, why_not)
-    from sweeps.training.cuda_graph import CudaRecorder
+    from sweeps.training.gpu.cuda_graph import CudaRecorder
 
     return Graphs(CudaRecorder(device))
 
@@ -184,6 +184,6 @@ def open_streams(device: torch.device, members: int) -> Streams:
     """Return the streams for a pack on `device`."""
     if device.type != "cuda" or members < 2:
         return OneStream()
-    from sweeps.training.cuda_graph import CudaStreams
+    from sweeps.training.gpu.cuda_graph import CudaStreams
 
     return CudaStreams()
