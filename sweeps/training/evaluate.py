@@ -49,7 +49,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     """
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    dtype = autocast_type(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def autocast_type(precision: str) -> torch.dtype | None:
+    """Return the type in which a net's products are computed in `precision`; None for that of its weights."""
+    return torch.bfloat16 if precision == "bf16" else None
 
 
 def counts(scores: Tensor, labels: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from crelu_models.tensors import full_state, load_full_state
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, NoBatchNorm, Ranks, constant_buffers
 from sweeps.training.evaluate import Errors, autocast, errors, misses, score
+from sweeps.training.gpu.casts import casts_of
 from sweeps.training.gpu.graphs import Graphs
 from sweeps.training.optim import Optimiser
 
@@ -89,6 +90,7 @@ class Learner:
         # Learning rate of a step: recordings read it. A GPU's fused optimisers take no other type.
         self.rate = torch.zeros((), dtype=torch.float32 if self.device.type == "cuda" else torch.float64)
         self.rate = self.rate.to(self.device)
+        self.casts = casts_of(model, precision) if self.graphs.recorder is not None else None
         self.optimiser = Optimiser(recipe, [value for value in model.parameters() if value.requires_grad])
         self.draws = Draws(seed, self.device) if foreign else None
         self.is_watched = False  # for batch norm by function, and for buffers that a part of a batch changes
@@ -138,7 +140,7 @@ class Learner:
                 first = rows.start + start
                 seed_dropout(self.model, self.seed, self.epoch, self.step_count, first, batch, len(part))
                 with self._drawing(first, len(part) < batch), self._normalising(len(part) < batch):
-                    self.uncounted.append((self._add_gradients(part, target, batch), target))
+                    self.uncounted.append((self._add_gradients(part, target, batch, self.model), target))
             self.ranks.sum_gradients(self.model)
             self._update()
         if not self.is_compared:
@@ -162,14 +164,16 @@ class Learner:
     def _whole_step(self, images: Tensor, labels: Tensor) -> None:
         """Take a step in one part, with its errors counted; all that changes between two steps is in tensors."""
         self.model.zero_grad(set_to_none=True)
-        scores = self._add_gradients(images, labels, len(labels))
+        scores = self._add_gradients(images, labels, len(labels), self.casts or self.model)
+        if self.casts is not None:
+            self.casts.give_gradients()
         self.sums[1:3] += misses(scores, labels)
         self._update()
 
-    def _add_gradients(self, images: Tensor, labels: Tensor, batch: int) -> Tensor:
+    def _add_gradients(self, images: Tensor, labels: Tensor, batch: int, net: Callable[[Tensor], Tensor]) -> Tensor:
         """Add the gradients of these pictures' share of the mean cross-entropy over a batch; return the scores."""
         with autocast(self.precision, self.device):
-            scores: Tensor = self.model(images)
+            scores = net(images)
         smoothing = self.recipe.label_smoothing
         loss = functional.cross_entropy(scores.float(), labels, reduction="sum", label_smoothing=smoothing)
         (loss / batch).backward()  # type: ignore[no-untyped-call]
