@@ -51,6 +51,7 @@ class Dropout(nn.Module):
         self.rate = rate
         self.name = name
         self.generator: torch.Generator | None = None
+        self.number: int | None = None  # among the layers of a net that is compiled
         self._seed = seed_from("dropout", name)
         self._first, self._batch, self._pictures = 0, 0, 0
 
@@ -68,9 +69,13 @@ class Dropout(nn.Module):
         """Return x; in training each element is either scaled up or 0."""
         if not self.training:
             return x
+        if self.number is not None and torch.compiler.is_compiling():
+            mask, rate = torch.ops.crelu_models.mask(x.detach(), self.number), self._share(x.device)
+        else:
+            mask, rate = self.mask(x)
         # A mask of the type of x: on the CPU a product is several times faster than masked_fill.
-        mask, rate = self.mask(x)
-        return x * mask * (1 / (1 - rate))
+        kept: Tensor = x * mask * (1 / (1 - rate))
+        return kept
 
     def mask(self, x: Tensor) -> tuple[Tensor, float]:
         """Return the stream's next mask of 1s and 0s in the shape and layout of x, and the expected share of 0s."""
@@ -80,22 +85,29 @@ class Dropout(nn.Module):
         fits = bool(self._pictures) and len(x) % self._pictures == 0
         rows = len(x) // self._pictures if fits else 1  # of a picture
         mask = self._empty_mask(x, self._batch * rows)
-        rate = self._draw(mask)
+        self._draw(mask)
         if len(mask) > len(x):
             mask = mask[self._first * rows : self._first * rows + len(x)].clone()
-        return mask, rate
+        return mask, self._share(x.device)
 
-    def _draw(self, mask: Tensor) -> float:
-        """Fill a mask with the stream's next 1s and 0s; return the expected share of 0s."""
+    def _draw(self, mask: Tensor) -> None:
+        """Fill a mask with the stream's next 1s and 0s."""
         if mask.device.type != "cpu":
             mask.bernoulli_(1 - self.rate, generator=self.generator)
-            return self.rate
+            return
         # A 64-bit word of random bits serves four elements: a tenth of the cost of four draws.
         words = torch.empty((mask.numel() + 3) // 4, dtype=torch.int64)
         bits = words.random_(-(1 << 63), None, generator=self.generator).view(torch.int16)[: mask.numel()]
-        dropped = min(round(self.rate * STEPS), STEPS - 1)
-        torch.ge(bits, dropped - STEPS // 2, out=mask.as_strided(bits.shape, (1,)))
-        return dropped / STEPS
+        torch.ge(bits, self._zeros - STEPS // 2, out=mask.as_strided(bits.shape, (1,)))
+
+    @property
+    def _zeros(self) -> int:
+        """Return how many of all numbers of 16 bits stand for a 0 on a CPU."""
+        return min(round(self.rate * STEPS), STEPS - 1)
+
+    def _share(self, device: torch.device) -> float:
+        """Return the expected share of 0s in a mask on a device."""
+        return self.rate if device.type != "cpu" else self._zeros / STEPS
 
     @staticmethod
     def _empty_mask(x: Tensor, batch: int) -> Tensor:

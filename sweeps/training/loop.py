@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from crelu_models.compiled import Compiled
 from crelu_models.draws import Draws
 from crelu_models.modules import dropout_generators, renew_generators, seed_dropout
 from crelu_models.spec import seed_from
 from crelu_models.tensors import full_state, load_full_state
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, NoBatchNorm, Ranks, constant_buffers
-from sweeps.training.evaluate import Errors, autocast, errors, misses, score
-from sweeps.training.gpu.casts import casts_of
-from sweeps.training.gpu.graphs import Graphs
+from sweeps.training.evaluate import Errors, autocast, autocast_type, errors, misses, score
+from sweeps.training.gpu.casts import CastNet
+from sweeps.training.gpu.graphs import Call, Graphs
+from sweeps.training.gpu.race import Race
 from sweeps.training.optim import Optimiser
 
 # Steps between two checks that the loss is finite: each waits for the device.
@@ -63,11 +65,12 @@ class Learner:
         ranks: Ranks = ALONE,
         graphs: Graphs | None = None,
         foreign: bool = False,
+        compiles: bool = False,
     ) -> None:
         """Begin at epoch 0, step 0 of `steps` per epoch; `model` is initialised and on its device.
 
-        Steps and scores are replayed from `graphs` where these can record. A `foreign` model may draw randomness
-        besides dropout.
+        Steps and scores are replayed from `graphs` where these can record; with `compiles` the net of the steps is
+        compiled where that makes them faster. A `foreign` model may draw randomness besides dropout.
         """
         self.model = model
         self.recipe = recipe
@@ -90,7 +93,11 @@ class Learner:
         # Learning rate of a step: recordings read it. A GPU's fused optimisers take no other type.
         self.rate = torch.zeros((), dtype=torch.float32 if self.device.type == "cuda" else torch.float64)
         self.rate = self.rate.to(self.device)
-        self.casts = casts_of(model, precision) if self.graphs.recorder is not None else None
+        can_record = self.graphs.recorder is not None
+        # Of a step that may be recorded: the net, and where it races the net that is compiled.
+        self.net = CastNet(model, autocast_type(precision) if can_record else None)
+        self.compiled: CastNet | None = None
+        self.race = Race(self.graphs, self._whole_step, self._compiled_step) if compiles and can_record else None
         self.optimiser = Optimiser(recipe, [value for value in model.parameters() if value.requires_grad])
         self.draws = Draws(seed, self.device) if foreign else None
         self.is_watched = False  # for batch norm by function, and for buffers that a part of a batch changes
@@ -121,16 +128,11 @@ class Learner:
         self.model.train()
         self.rate.fill_(recipe.learning_rate(self.epoch, self.step_count, self.steps))
         if self.graphs.recorder is not None and self.micro_batches == 1:
-            seed_dropout(self.model, self.seed, self.epoch, self.step_count, 0, batch)
-            self.graphs.call(
-                self._whole_step,
-                images,
-                labels,
-                remaining=self._remaining(batch),
-                constants=recipe.decay(self.epoch),
-                generators=dropout_generators(self.model),
-                renew=partial(renew_generators, self.model),
-            )
+            take = partial(self._take, images, labels)
+            if self.race is not None and batch == recipe.batch:
+                self.race.take(take, self.epoch, self._remaining(batch))
+            else:
+                take(self._whole_step)
         else:
             self.model.zero_grad(set_to_none=True)
             size = -(-len(images) // self.micro_batches)
@@ -161,12 +163,34 @@ class Learner:
         epochs = self.recipe.epochs - self.epoch
         return epochs * self.steps - self.step_count if batch == self.recipe.batch else epochs
 
+    def _take(self, images: Tensor, labels: Tensor, form: Call) -> None:
+        """Take a step by one form of it, replayed from a graph where that pays."""
+        seed_dropout(self.model, self.seed, self.epoch, self.step_count, 0, len(labels))
+        self.graphs.call(
+            form,
+            images,
+            labels,
+            remaining=self._remaining(len(labels)),
+            constants=self.recipe.decay(self.epoch),
+            generators=dropout_generators(self.model),
+            renew=partial(renew_generators, self.model),
+        )
+
     def _whole_step(self, images: Tensor, labels: Tensor) -> None:
         """Take a step in one part, with its errors counted; all that changes between two steps is in tensors."""
+        self._step_by(self.net, images, labels)
+
+    def _compiled_step(self, images: Tensor, labels: Tensor) -> None:
+        """Take the same step by the net that is compiled."""
+        if self.compiled is None:
+            self.compiled = CastNet(Compiled(self.model), autocast_type(self.precision))
+        self._step_by(self.compiled, images, labels)
+
+    def _step_by(self, net: CastNet, images: Tensor, labels: Tensor) -> None:
+        """Take a step by one form of the net."""
         self.model.zero_grad(set_to_none=True)
-        scores = self._add_gradients(images, labels, len(labels), self.casts or self.model)
-        if self.casts is not None:
-            self.casts.give_gradients()
+        scores = self._add_gradients(images, labels, len(labels), net)
+        net.give_gradients()
         self.sums[1:3] += misses(scores, labels)
         self._update()
 
@@ -237,7 +261,8 @@ class Learner:
     @property
     def steps_by(self) -> str:
         """Return how steps were taken, for the record of a trial."""
-        return self.graphs.mode(self._whole_step)
+        mode = self.graphs.mode(self._whole_step)
+        return f"{mode}; {self.race.verdict}" if self.race is not None and self.race.verdict else mode
 
     @property
     def unkeyed(self) -> str:

@@ -24,15 +24,15 @@ class RuntimeConfig:
     """Runtime of a trial: ledger, data, device and the resources there. None of it is part of a trial's key.
 
     `ledger` and `data_dir` are absolute. `workers` decode pictures, `threads` compute on a CPU. `fingerprint` is that
-    of the data the sweep was planned with ("": any). A worker that takes no step for `hang_seconds` ends. A file
-    whose decoded pictures take at most `resident_bytes` is decoded once and kept on the device. A data set that is
-    not in `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch,
-    each with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. The one process of a
-    training function has `gpus` of them. With the `kernels` "fastest", cuDNN uses its fastest there: a repeated step
-    may differ in a bit. With "torch", none of ours are taken, with the bits of "exact". With `graphs`, steps on one GPU
-    are replayed from CUDA graphs where that pays, with the same bits. `gpu_share` is the part of a GPU that a trial
-    has; other trials have the rest. A trial of a search pauses after epoch `pause_at`, unless that is 0. Python
-    searches `code_folder` first for the modules of the user.
+    of the data the sweep was planned with ("": any). A worker that takes no step for `hang_seconds` ends. A file whose
+    decoded pictures take at most `resident_bytes` is decoded once and kept on the device. A data set that is not in
+    `data_dir` is pulled from `data_source`, unless that is "". `ranks` processes of one host share each batch, each
+    with `workers` and `threads` of its own and, where `device` is cuda, with its own GPU. The one process of a training
+    function has `gpus` of them. With the `kernels` "fastest", cuDNN uses its fastest there, and a net may be compiled:
+    a repeated step may differ in a bit. With "torch", none of ours are taken, with the bits of "exact". With `graphs`,
+    steps on one GPU are replayed from CUDA graphs where that pays, with the same bits. `gpu_share` is the part of a GPU
+    that a trial has; other trials have the rest. A trial of a search pauses after epoch `pause_at`, unless that is 0.
+    Python searches `code_folder` first for the modules of the user.
     """
 
     ledger: str

@@ -177,7 +177,15 @@ class Trainer:
         self.graphs.clear()
         steps = self.views.steps
         learner = new_learner(
-            self.trial, self.splits.facts, seed, steps, self.device, self.ranks, self.graphs, self.precision
+            self.trial,
+            self.splits.facts,
+            seed,
+            steps,
+            self.device,
+            self.ranks,
+            self.graphs,
+            self.precision,
+            compiles=self.config.kernels == "fastest",
         )
         learner.micro_batches = self.state.parts
         return learner
@@ -476,10 +484,11 @@ def new_learner(
     ranks: Ranks = ALONE,
     graphs: Graphs | None = None,
     precision: str = "",
+    compiles: bool = False,
 ) -> Learner:
     """Return a trial's net at the initial weights of `seed`, on `device`, with `steps` in an epoch.
 
-    Without a `precision` it computes in the recipe's.
+    Without a `precision` it computes in the recipe's; with `compiles` it is compiled where that is faster.
     """
     recipe = trial.recipe
     model = ranks.convert_batchnorm(initial_module(trial.net, facts, recipe.init, seed))
@@ -495,6 +504,7 @@ def new_learner(
         ranks=ranks,
         graphs=graphs,
         foreign=foreign,
+        compiles=compiles,
     )
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crelu_models.modules import build, initialise
 from crelu_models.tables import S2, S4
 from sweeps.experiment.recipe import ALLCONV, VGG
-from sweeps.training.gpu.casts import casts_of
+from sweeps.training.gpu.casts import CastNet
 from sweeps.training.gpu.graphs import Graphs
 from sweeps.training.loop import Learner
 from tests.support.op_recorder import OpRecorder
@@ -77,14 +77,13 @@ def test_gradients_have_the_layout_of_their_weights() -> None:
 def test_only_nets_of_ours_and_weights_that_learn_are_cast() -> None:
     model = build(NETS["batch norm"][0], 10)
     model.conv1.bias.requires_grad_(False)
-    casts = casts_of(model, "bf16")
-    assert casts is not None
-    assert "conv1.weight" in casts.copies
-    assert "conv1.bias" not in casts.copies
-    assert not any("bn" in name for name in casts.copies)
-    assert {value.dtype for value in casts.copies.values()} == {torch.bfloat16}
-    assert casts_of(model, "fp32") is None
-    assert casts_of(nn.Sequential(nn.Conv2d(3, 4, 3)), "bf16") is None
+    copies = CastNet(model, torch.bfloat16).copies
+    assert "conv1.weight" in copies
+    assert "conv1.bias" not in copies
+    assert not any("bn" in name for name in copies)
+    assert {value.dtype for value in copies.values()} == {torch.bfloat16}
+    assert CastNet(model, None).copies == {}
+    assert CastNet(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.bfloat16).copies == {}
 
 
 @pytest.mark.parametrize("name", NETS)
