@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch._dynamo import utils as dynamo
+from torch.backends import cudnn
 
 from benchmarks.gpu.bench import Bench, device_name, free, section_line, torch_alone
-from sweeps.training.loop import Learner
+from crelu_models.compiled import Compiled
+from sweeps.training.evaluate import autocast_type
+from sweeps.training.gpu.casts import CastNet
 
-COMPILED = ("allconv CReLU", "All-CNN-B 1,4,7 of 256")  # a compilation takes half a minute
+COMPILED = ("allconv CReLU", "VGG", "All-CNN-B 1,4,7 of 256")  # a compilation takes half a minute
 # Kinds of work on a device, by what names of kernels hold: the first that fits.
 KINDS = (
     ("layouts", r"nchwToNhwc|nhwcToNchw|tensorTransform|reorder"),
@@ -46,34 +50,48 @@ def roof(bench: Bench) -> None:
 def step(bench: Bench) -> None:
     """Measure a step of each family on pictures that are there: eager, replayed, and for some compiled.
 
-    In "torch's graph" no kernel of ours is taken.
+    In "torch's graph" no kernel of ours is taken. "fastest" and "compiled" are what `--kernels fastest` has to choose
+    from: with the fastest kernels of cuDNN and sums of biases by ours, as it is, or by torch.compile.
     """
     for name, family in bench.families.items():
         work = 6e-9 * family.net.macs(family.classes, family.crop) * family.batch
         is_compiled = name in COMPILED and bench.device.type == "cuda"
         took: dict[str, float] = {}
-        for form in ("eager", "torch's graph", "graph", *(["compiled"] if is_compiled else [])):
-            with section_line(bench, "step", f"{name}, {form}"), torch_alone(form == "torch's graph"):
+        for form in ("eager", "torch's graph", "graph", "fastest", *(["compiled"] if is_compiled else [])):
+            with (
+                section_line(bench, "step", f"{name}, {form}"),
+                torch_alone(form == "torch's graph"),
+                fastest(form in ("fastest", "compiled")),
+            ):
                 learner, images, labels = bench.learner(name, form != "eager")
                 if form == "compiled":
                     dynamo.counters.clear()
-                    learner.model.compile()
+                    learner.net = CastNet(Compiled(learner.model), autocast_type(learner.precision))
                 took[form] = bench.seconds(lambda learner=learner, x=images, y=labels: learner.step(x, y))
                 share = 100 * 1e9 * work / took[form] / bench.flops
                 by_torch = took.get("torch's graph") if form == "graph" else None
                 bench.say("step", f"{name}, {form}", ms=1e3 * took[form], pictures_s=family.batch / took[form],
                           roof_percent=share, **({"over_torch": by_torch / took[form]} if by_torch else {}),
-                          **(compiled_of(learner) if form == "compiled" else {}),
-                          steps_by=learner.steps_by)  # fmt: skip
+                          **(compiled_of() if form == "compiled" else {}), steps_by=learner.steps_by)  # fmt: skip
             free(bench)
 
 
-def compiled_of(learner: Learner) -> dict[str, float | str]:
-    """Return how much of a net torch.compile has taken into graphs of its own, and why it left the rest."""
+def compiled_of() -> dict[str, float | str]:
+    """Return how much of a net torch.compile has taken, and why it left the rest."""
     stats = dynamo.counters["stats"]
     breaks = [str(reason).splitlines()[0] for reason in dynamo.counters["graph_break"]]
-    return {"modules": len(list(learner.model.modules())), "calls_compiled": stats["calls_captured"],
-            "compiled_graphs": stats["unique_graphs"], "breaks": "; ".join(breaks) or "none"}  # fmt: skip
+    return {"calls_compiled": stats["calls_captured"], "compiled_graphs": stats["unique_graphs"],
+            "breaks": "; ".join(breaks) or "none"}  # fmt: skip
+
+
+@contextmanager
+def fastest(is_so: bool) -> Iterator[None]:
+    """Let cuDNN take its fastest kernels, as `--kernels fastest` does, or those that are deterministic."""
+    cudnn.benchmark, cudnn.deterministic = is_so, not is_so
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = False, True
 
 
 def profile(bench: Bench) -> None:

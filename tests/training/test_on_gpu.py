@@ -20,6 +20,7 @@ from sweeps.execution.verify_resume import shortened, verify
 from sweeps.experiment.recipe import ALLCONV, IMAGENET_ADAM, VGG, Recipe
 from sweeps.experiment.trial import Cell, Trial
 from sweeps.store.ledger import Ledger
+from sweeps.training.gpu import race
 from sweeps.training.gpu.graphs import Graphs, open_graphs
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import run_trial
@@ -36,11 +37,11 @@ def gpu_test(function):  # type: ignore[no-untyped-def]
     return function
 
 
-def make_learner(net: Net, recipe: Recipe, size: int, graphs: Graphs) -> Learner:
+def make_learner(net: Net, recipe: Recipe, size: int, graphs: Graphs, compiles: bool = False) -> Learner:
     model = build(net, 10, size)
     initialise(model, net, recipe.init, 0)
     model = model.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Learner(model, recipe, seed=5, steps=10, precision="bf16", graphs=graphs)
+    return Learner(model, recipe, seed=5, steps=1000, precision="bf16", graphs=graphs, compiles=compiles)
 
 
 def batch(step: int, size: int, count: int) -> tuple[Tensor, Tensor]:
@@ -78,6 +79,24 @@ def test_200_replayed_steps_are_200_eager_steps_by_torchs_kernels_bit_for_bit(
     eager, replayed = (learner.tensors() for learner in pair)
     assert pair[1].steps_by == "graph"
     assert [name for name in eager if not torch.equal(eager[name], replayed[name])] == []
+
+
+@gpu_test
+@pytest.mark.parametrize(("net", "recipe"), [(S2.crelu(1, 2, 3).dropout(0.5, "pool1"), ALLCONV), (S4, VGG)])
+def test_a_compiled_net_is_replayed_and_learns_as_the_net(
+    net: Net, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(race, "COMPILING_SECONDS", 0.0)
+    recipe = dataclasses.replace(recipe, batch=32, lr=recipe.lr / 100, epochs=10**4)
+    losses = []
+    for compiles in (False, True):
+        learner = make_learner(net, recipe, 32, open_graphs(torch.device("cuda"), ""), compiles)
+        for step in range(3 * race.TRIED):
+            learner.step(*batch(step, 32, 32))
+        losses.append(learner.tensors()["sums"][0].item())
+        assert "ms a step for" in learner.steps_by or not compiles, learner.steps_by
+    assert learner.graphs.replays["_compiled_step"] >= race.TRIED
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 @gpu_test
@@ -192,7 +211,7 @@ def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path
         "crelu", "bias crelu", "max pool 3/2",
     ]  # fmt: skip
     assert {row["name"].split(", ")[1] for row in rows if row["section"] == "step"} == {
-        "eager", "torch's graph", "graph",
+        "eager", "torch's graph", "graph", "fastest",
     }  # fmt: skip
     assert figures["result"] == ["left out: ffcv not installed", *2 * ["left out: it needs a GPU"]]
     assert [row["kinds"].partition(" ")[0] for row in rows if row["section"] == "profile"] == ["convolutions"] * 2
