@@ -15,8 +15,9 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 class Chain(nn.Sequential):
     """Modules one after another, with the values and gradients of torch's `Sequential`, and printed as one.
 
-    On a GPU a conv's bias is added by the kernel of the activation behind it, and max pooling has a kernel of its own,
-    where these give torch's bits and are faster. A module with a hook is called as it is.
+    On a GPU a conv's bias is added by the kernel of the activation behind it, its gradient is summed in that of the
+    activation's gradient, and max pooling has a kernel of its own, where these give torch's bits and are faster. A
+    module with a hook is called as it is.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,6 +32,8 @@ class Chain(nn.Sequential):
             if result is None and modules:
                 result = _conv_and_activation(module, modules[0], x)
                 del modules[: result is not None]
+            if result is None:
+                result = _conv_and_activation(module, None, x)
             x = module(x) if result is None else result
         return x
 
@@ -38,15 +41,15 @@ class Chain(nn.Sequential):
         return "Sequential"
 
 
-def _conv_and_activation(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor | None:
-    """Return the activation of a conv's output, both biased by one kernel; None where none does that."""
-    kind = "relu" if type(act) is nn.ReLU else getattr(act, "kind", "")
+def _conv_and_activation(conv: nn.Module, act: nn.Module | None, x: Tensor) -> Tensor | None:
+    """Return the activation of a conv's output, or that alone, biased by a kernel; None where none does that."""
+    kind = "none" if act is None else "relu" if type(act) is nn.ReLU else getattr(act, "kind", "")
     if type(conv) is not nn.Conv2d or conv.bias is None or conv.padding_mode != "zeros":
         return None
     if x.dim() != 4 or not x.numel():
         return None
     module = kernels_for(x, conv.weight, conv.bias)
-    if module is None or _is_watched(conv, act):
+    if module is None or _is_watched(conv, *([] if act is None else [act])):
         return None
     casts = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype(x.device.type) if casts else x.dtype
@@ -55,12 +58,13 @@ def _conv_and_activation(conv: nn.Module, act: nn.Module, x: Tensor) -> Tensor |
         return None
     y = functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     bias = conv.bias.to(y.dtype)
-    if layout(y) != form:  # no sample of this layout was seen
-        plain: Tensor = act(y + bias[:, None, None])
-        return plain
     # Where cuDNN may choose by speed alone, the bits of another run are not asked for.
-    any_order = cudnn.benchmark and not cudnn.deterministic
-    result: Tensor = module.apply(y, kind, form, bias, any_order)
+    any_is_right = cudnn.benchmark and not cudnn.deterministic
+    order = module.order_of_sums(y, any_is_right) if torch.is_grad_enabled() and bias.requires_grad else None
+    if layout(y) != form or (act is None and order is None):  # no sample of this layout was seen, or nothing is gained
+        biased = y + bias[:, None, None]
+        return biased if act is None else act(biased)
+    result: Tensor = module.apply(y, kind, form, bias, order)
     return result
 
 

@@ -59,7 +59,7 @@ def activation_rival(name: str, x: Tensor) -> Rival:
     """Return an activation by name; "bias" before it stands for that of the conv in front."""
     from crelu_models.activations import activation
     from crelu_models.gpu.activations import BY_INPUT, DEFINITIONS, apply
-    from crelu_models.gpu.choice import accepts, accepts_bias, is_exact
+    from crelu_models.gpu.choice import accepts, accepts_bias, is_exact, order_of_sums
 
     kind = name.removeprefix("bias ")
     theirs = DEFINITIONS[kind]
@@ -73,12 +73,16 @@ def activation_rival(name: str, x: Tensor) -> Rival:
         return theirs(x + bias[:, None, None])
 
     def by_one_kernel(x: Tensor, bias: Tensor) -> Tensor:
-        return apply(x, kind, torch.channels_last, bias)
+        return apply(x, kind, torch.channels_last, bias, order)
 
     kernel = kernel_word(x, partial(accepts_bias, *where), partial(is_exact, *where, biased=True))
-    # The gradient by the bias reads that by x once more.
+    order = order_of_sums(x, any_is_right=False) if kernel == "ours" else None
+    form, sums = by_one_kernel if kernel == "ours" else biased, "" if order is None else ", sums in torch's order"
     inputs = [x, x[0, :, 0, 0].clone()]
-    return Rival(by_one_kernel if kernel == "ours" else biased, biased, inputs, 3, kept, kernel)
+    if kind == "none":  # the gradient by x is that by y, and is read for the sum alone
+        return Rival(form, biased, inputs, 1, 0, kernel + sums)
+    # Torch's sum, the gradient by the bias, reads that by x once more.
+    return Rival(form, biased, inputs, 3 if order is None else 2, kept, kernel + sums)
 
 
 def pool_rival(name: str, x: Tensor) -> Rival:

@@ -1,8 +1,8 @@
-"""Activations, with the bias in front of them, as kernels: forward and backward by one each."""
+"""Activations, with the bias in front of them, as kernels: forward and backward by one each; and a bias alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,18 +11,19 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from crelu_models.gpu.language import BLOCK, exp, expm1, is_batch, jit, kernel, plus, rounded
+from crelu_models.gpu.language import BLOCK, exp, expm1, is_batch, jit, kernel, rounded
+from crelu_models.gpu.sums import Order, add_parts, halved, tile
 
 SLOPE = 1 / 100  # of the leaky form
-SUMMED_TILES = 8  # of a program that sums them: fewer sums remain to be summed
 DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "crelu": lambda x: torch.cat([torch.relu(x), torch.relu(-x)], 1),
     "crelu_leaky": lambda x: torch.cat([functional.leaky_relu(x, SLOPE), functional.leaky_relu(-x, SLOPE)], 1),
     "concat_elu": lambda x: torch.cat([functional.elu(x), functional.elu(-x)], 1),
     "avr": torch.abs,
+    "none": lambda x: x,
 }
-SINGLE = ("relu", "avr")  # phase
+SINGLE = ("relu", "avr", "none")  # phase
 # Kinds whose gradient is that at the input; the others save only their output, which the next conv saves anyway.
 BY_INPUT = ("concat_elu", "avr")
 
@@ -72,7 +73,9 @@ def _activation_forward(  # type: ignore[no-untyped-def]
     column = tl.program_id(1) * wide + tl.arange(0, wide)[None, :]
     inside = (row < rows) & (column < width)
     v = _input(x, bias, row, column, rows, width, map_size, biased)
-    if kind == "avr":
+    if kind == "none":
+        tl.store(y + row * width + column, rounded(v, y.dtype.element_ty), inside)
+    elif kind == "avr":
         tl.store(y + row * width + column, rounded(tl.abs(v), y.dtype.element_ty), inside)
     elif kind == "relu":
         tl.store(y + row * width + column, rounded(_phase(v, kind, slope), y.dtype.element_ty), inside)
@@ -91,7 +94,9 @@ def _gradient(  # type: ignore[no-untyped-def]
     inside = (row < rows) & (column < width)
     single = row * width + column
     up = row * (2 * width) + column
-    if kind == "avr":
+    if kind == "none":
+        result = tl.load(g + single, inside, 0.0).to(tl.float32)
+    elif kind == "avr":
         value = _input(saved, bias, row, column, rows, width, map_size, biased)
         sign = tl.where(value > 0, 1.0, tl.where(value < 0, -1.0, 0.0))
         result = tl.load(g + single, inside, 0.0).to(tl.float32) * sign
@@ -111,27 +116,44 @@ def _gradient(  # type: ignore[no-untyped-def]
     return rounded(result, dtype)
 
 
-@kernel("rows")
-def _activation_backward(  # type: ignore[no-untyped-def]
-    g, saved, bias, by_x, sums, rows, width, map_size,
-    kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
-    tiles: tl.constexpr, summed: tl.constexpr,
+@jit
+def _written(  # type: ignore[no-untyped-def]
+    g, saved, bias, by_x, row, column, rows, width, map_size,
+    kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient by x of so many tiles of rows; where `summed`, their sum along each column too."""
-    column = tl.program_id(1) * wide + tl.arange(0, wide)[None, :]
-    total = tl.full([high, wide], 0.0, tl.float32)
-    for tile in range(tiles):
-        row = (tl.program_id(0).to(tl.int64) * tiles + tile) * high + tl.arange(0, high)[:, None]
-        inside = (row < rows) & (column < width)
-        result = _gradient(
-            g, saved, bias, row, column, rows, width, map_size, kind, slope, biased, by_x.dtype.element_ty
-        )
+    """Write the gradient by x of some rows, and return it, with zeros beyond the last row."""
+    inside = (row < rows) & (column < width)
+    result = _gradient(g, saved, bias, row, column, rows, width, map_size, kind, slope, biased, by_x.dtype.element_ty)
+    if kind != "none":  # there it is the gradient by y
         tl.store(by_x + row * width + column, result, inside)
-        if summed:
-            total += tl.where(inside, result.to(tl.float32), 0.0)
+    return tl.where(inside, result.to(tl.float32), 0.0)
+
+
+@kernel("rows", "step")
+def _activation_backward(  # type: ignore[no-untyped-def]
+    g, saved, bias, by_x, sums, rows, width, map_size, step,
+    kind: tl.constexpr, slope: tl.constexpr, biased: tl.constexpr, high: tl.constexpr, wide: tl.constexpr,
+    halvings: tl.constexpr, summed: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient by x of a tile of rows; where `summed`, of each tile a step further, with their sum."""
+    column = tl.program_id(1) * wide + tl.arange(0, wide)[None, :]
+    row = tl.program_id(0).to(tl.int64) * high + tl.arange(0, high)[:, None]
     if summed:
-        columns = tl.program_id(1) * wide + tl.arange(0, wide)
-        tl.store(sums + tl.program_id(0) * width + columns, tl.reduce(total, 0, plus), columns < width)
+        a = tl.full([high, wide], 0.0, tl.float32)
+        b, c, d = a, a, a
+        for begin in range(0, rows, 4 * step):
+            of = begin + row
+            a += _written(g, saved, bias, by_x, of, column, rows, width, map_size, kind, slope, biased)
+            of += step
+            b += _written(g, saved, bias, by_x, of, column, rows, width, map_size, kind, slope, biased)
+            of += step
+            c += _written(g, saved, bias, by_x, of, column, rows, width, map_size, kind, slope, biased)
+            of += step
+            d += _written(g, saved, bias, by_x, of, column, rows, width, map_size, kind, slope, biased)
+        total = halved(a + b + c + d, high, wide, halvings)
+        tl.store(sums + tl.program_id(0) * width + column, total, column < width)
+    else:
+        _written(g, saved, bias, by_x, row, column, rows, width, map_size, kind, slope, biased)
 
 
 def _tile(x: Tensor, form: torch.memory_format) -> tuple[int, int, int, int]:
@@ -145,21 +167,21 @@ def _tile(x: Tensor, form: torch.memory_format) -> tuple[int, int, int, int]:
 
 
 def _launch(
-    kernel: Any,
-    x: Tensor,
-    bias: Tensor | None,
-    kind: str,
-    form: torch.memory_format,
-    *tensors: Tensor,
-    **constants: int,
-) -> None:
-    """Run a kernel over the rows of x; in each run it takes the constant `tiles` of them, by default one."""
+    kernel: Any, x: Tensor, bias: Tensor | None, kind: str, form: torch.memory_format, *tensors: Tensor,
+    order: Order | None = None, **constants: int,
+) -> None:  # fmt: skip
+    """Run a kernel over the rows of x, a program a tile of them; with an order, a program for each part of it."""
     rows, width, high, wide = _tile(x, form)
+    programs, numbers = triton.cdiv(rows, high), [rows, width, width // x.shape[1]]
+    if order is not None:
+        high, wide = tile(order, width)
+        programs = order.parts
+    if constants:
+        numbers.append(1 if order is None else order.step)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        kernel[(triton.cdiv(rows, high * constants.get("tiles", 1)), triton.cdiv(width, wide))](
-            *tensors, rows, width, width // x.shape[1], kind, SLOPE, bias is not None, high, wide, **constants,
-            enable_fp_fusion=False,
-        )  # fmt: skip
+        kernel[(programs, triton.cdiv(width, wide))](
+            *tensors, *numbers, kind, SLOPE, bias is not None, high, wide, **constants, enable_fp_fusion=False
+        )
 
 
 class _Fused(torch.autograd.Function):
@@ -167,7 +189,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, bias: Tensor | None, kind: str, form: torch.memory_format, any_order: bool
+        ctx: Any, x: Tensor, bias: Tensor | None, kind: str, form: torch.memory_format, order: Order | None
     ) -> Tensor:
         """Write the activation of x, in the layout `form`, into a new tensor."""
         channels = x.shape[1] if kind in SINGLE else 2 * x.shape[1]
@@ -176,23 +198,20 @@ class _Fused(torch.autograd.Function):
         _launch(_activation_forward, x, bias, kind, form, x, x if bias is None else bias, y)
         ctx.kind = kind
         ctx.form = form
-        ctx.any_order = any_order
+        ctx.order = order
         ctx.save_for_backward(*([x, bias] if kind in BY_INPUT else [y, None]))
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients by x and by the bias.
-
-        The latter is torch's sum, whose order decides its bits; in any order it is summed in the same pass.
-        """
+        """Return the gradients by x and by the bias; in a known order that is summed in this pass, else by torch."""
         saved, bias = ctx.saved_tensors
         by_bias: Tensor | None = None
         if torch.is_grad_enabled() or is_batch(gradient):
             by_x = _formula(gradient, saved if bias is None else saved + along_channels(bias, saved), ctx.kind)
         else:
-            summed = ctx.any_order and ctx.needs_input_grad[1] and ctx.form == torch.channels_last
-            by_x, by_bias = _by_kernel(gradient, saved, bias, ctx.kind, ctx.form, summed)
+            order = ctx.order if ctx.needs_input_grad[1] and gradient.is_contiguous(memory_format=ctx.form) else None
+            by_x, by_bias = _by_kernel(gradient, saved, bias, ctx.kind, ctx.form, order)
             if ctx.kind in BY_INPUT:
                 by_x = _laid_out_as(gradient, by_x)
         if by_bias is None and ctx.needs_input_grad[1]:
@@ -210,19 +229,34 @@ def _laid_out_as(gradient: Tensor, by_x: Tensor) -> Tensor:
 
 
 def _by_kernel(
-    gradient: Tensor, saved: Tensor, bias: Tensor | None, kind: str, form: torch.memory_format, summed: bool
+    gradient: Tensor, saved: Tensor, bias: Tensor | None, kind: str, form: torch.memory_format, order: Order | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the gradient by x, and where `summed` that by the bias."""
-    shape = (saved.shape[0], gradient.shape[1] // (1 if kind in SINGLE else 2), *saved.shape[2:])
-    by_x = torch.empty(shape, dtype=saved.dtype, device=saved.device, memory_format=form)
+    """Return the gradient by x, and in an order, for channels last, that by the bias."""
+    by_x = gradient
+    if kind != "none":
+        shape = (saved.shape[0], gradient.shape[1] // (1 if kind in SINGLE else 2), *saved.shape[2:])
+        by_x = torch.empty(shape, dtype=saved.dtype, device=saved.device, memory_format=form)
     tensors = gradient.contiguous(memory_format=form), saved, saved if bias is None else bias, by_x
-    if not summed:
-        _launch(_activation_backward, by_x, bias, kind, form, *tensors, by_x, tiles=1, summed=False)
-        return by_x, None
-    rows, width, high, _ = _tile(by_x, form)
-    sums = torch.empty((triton.cdiv(rows, high * SUMMED_TILES), width), dtype=torch.float32, device=by_x.device)
-    _launch(_activation_backward, by_x, bias, kind, form, *tensors, sums, tiles=SUMMED_TILES, summed=True)
-    return by_x, sums.sum(0).to(by_x.dtype)
+    if order is not None:
+        return by_x, _with_sum(by_x, bias, kind, tensors, order, by_x.dtype)
+    if kind != "none":
+        _launch(_activation_backward, by_x, bias, kind, form, *tensors, by_x, halvings=0, summed=False)
+    return by_x, None
+
+
+def _with_sum(
+    by_x: Tensor, bias: Tensor | None, kind: str, tensors: Sequence[Tensor], order: Order, dtype: torch.dtype
+) -> Tensor:
+    """Write the gradient by x, with its channels last; return the sum of its rows, rounded to a type."""
+    sums = torch.empty((order.parts, by_x.shape[1]), dtype=torch.float32, device=by_x.device)
+    constants = {"halvings": order.halvings, "summed": True}
+    _launch(_activation_backward, by_x, bias, kind, torch.channels_last, *tensors, sums, order=order, **constants)
+    return add_parts(sums, order, dtype)
+
+
+def sum_of_rows(x: Tensor, order: Order, dtype: torch.dtype) -> Tensor:
+    """Return the sum of a map for each channel, in an order."""
+    return _with_sum(x, None, "none", [x] * 4, order, dtype)
 
 
 def along_channels(bias: Tensor, x: Tensor) -> Tensor:
@@ -232,6 +266,8 @@ def along_channels(bias: Tensor, x: Tensor) -> Tensor:
 
 def _formula(gradient: Tensor, saved: Tensor, kind: str) -> Tensor:
     """Return the gradient by x in torch's operations, which have derivatives of their own."""
+    if kind == "none":
+        return gradient
     if kind == "relu":
         by_x: Tensor = torch.ops.aten.threshold_backward(gradient, saved, 0)
         return by_x
@@ -247,12 +283,11 @@ def _formula(gradient: Tensor, saved: Tensor, kind: str) -> Tensor:
 
 
 def apply(
-    x: Tensor, kind: str, form: torch.memory_format, bias: Tensor | None = None, any_order: bool = False
+    x: Tensor, kind: str, form: torch.memory_format, bias: Tensor | None = None, order: Order | None = None
 ) -> Tensor:
     """Return the activation of x, which the kernels accept in the layout `form`, plus the bias of its channels.
 
-    In `any_order` the gradient by the bias may be summed in another order than torch's: with other bits, always the
-    same.
+    The gradient by the bias is summed by torch, or for channels last in an `order`, whose bits are always the same.
     """
-    y: Tensor = _Fused.apply(x, bias, kind, form, any_order)
+    y: Tensor = _Fused.apply(x, bias, kind, form, order)
     return y

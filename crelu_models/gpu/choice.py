@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from crelu_models.gpu.activations import DEFINITIONS, SINGLE, along_channels, apply
+from crelu_models.gpu.activations import DEFINITIONS, SINGLE, along_channels, apply, sum_of_rows
 from crelu_models.gpu.language import BLOCK, INTERPRETED
 from crelu_models.gpu.pooling import Window, max_pool, torch_pool
+from crelu_models.gpu.sums import Order, any_order, torch_order
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 # Of samples and timings, as of many layers: a kernel is compiled anew for other widths of its tile.
@@ -41,7 +42,60 @@ def accepts_bias(kind: str, dtype: torch.dtype, device: torch.device, form: torc
     if kind not in DEFINITIONS or dtype not in FLOATS:
         return False
     exact = adds_bias_apart(dtype, device) and is_exact(kind, dtype, device, form, biased=True)
-    return exact and is_faster(kind, dtype, device, biased=True)
+    # A bias alone is added as torch adds it: what may be faster is its gradient.
+    return exact and (kind == "none" or is_faster(kind, dtype, device, biased=True))
+
+
+def order_of_sums(y: Tensor, any_is_right: bool) -> Order | None:
+    """Return the order in which our kernels sum the gradient of a bias in front of y; None where torch sums it.
+
+    It is torch's order, unless any is right: then one of ours.
+    """
+    if y.dim() != 4 or not y.is_contiguous(memory_format=torch.channels_last):
+        return None
+    channels = y.shape[1]
+    rows = y.numel() // channels
+    order = any_order(rows, channels) if any_is_right else torch_order(rows, channels, *processors(y.device))
+    if order is None or not (any_is_right or sums_are_exact(order, rows, channels, y.dtype, y.device)):
+        return None
+    return order if sums_are_faster(y.dtype, y.device) else None
+
+
+@cache
+def processors(device: torch.device) -> tuple[int, int]:
+    """Return the number of a GPU's processors, and of the threads that one of them has; without a GPU none."""
+    if device.type != "cuda":
+        return 0, 0
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.max_threads_per_multi_processor
+
+
+@cache
+def sums_are_exact(order: Order, rows: int, channels: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether sums in an order have torch's bits on drawn gradients of this size, before they are rounded."""
+    try:
+        with _usual(device):
+            drawn = torch.Generator(device).manual_seed(0)
+            by_y = _last(torch.randn((rows, channels, 1, 1), generator=drawn, device=device).to(dtype))
+            ours = sum_of_rows(by_y, order, torch.float32)
+            return same_bits([ours], [by_y.sum((0, 2, 3), dtype=torch.float32)])
+    except Exception:  # as above, or memory has run out
+        return False
+
+
+@cache
+def sums_are_faster(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether sums of the gradients of biases take less time in the activation's pass, on one shape."""
+
+    def ours(x: Tensor, bias: Tensor) -> Tensor:
+        return apply(x, "relu", torch.channels_last, bias, order)
+
+    def theirs(x: Tensor, bias: Tensor) -> Tensor:
+        return apply(x, "relu", torch.channels_last, bias)
+
+    rows = math.prod(TIMED_SHAPE) // CHANNELS
+    order = torch_order(rows, CHANNELS, *processors(device)) or any_order(rows, CHANNELS)
+    return _beats(ours, theirs, dtype, device, biased=True)
 
 
 def accepts_pool(x: Tensor, window: Window) -> bool:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from crelu_models import activations
 from crelu_models.modules import build, initialise, seed_dropout
+from crelu_models.spec import Conv, Net, Pool
 from crelu_models.tables import S2, S4
 from tests.support.gpu_kernels import (
     CPU,
@@ -76,7 +78,9 @@ def test_with_the_fastest_kernels_a_bias_is_summed_with_its_activation(
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)  # a training before may have set it
     assert all(torch.equal(a, b) for a, b in zip(trained(model, pictures), exact, strict=True))
-    assert made == ["bias relu", "bias crelu", "pool", "pool", "bias crelu summed", "bias relu summed"]
+    forward = ["bias relu", "bias crelu", "pool", "bias none"]
+    backward = ["pool", "bias crelu summed", "bias relu summed"]  # the mean's gradient is no map in one piece
+    assert made == [*forward, *backward]
     made.clear()
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     trained(model, pictures)
@@ -212,3 +216,33 @@ def test_on_a_gpu_biases_and_pooling_have_the_bits_of_torch(
             scores.float().logsumexp(1).sum().backward()
             results.append([scores.detach(), *(value.grad for value in model.parameters())])
         assert [n for n, pair in enumerate(zip(*results, strict=True)) if not choice.same_bits(*zip(pair))] == []
+
+
+def test_a_bias_in_front_of_batch_norm_is_summed_by_a_kernel_in_the_order_of_torch(
+    gpu: Kernels, exact_conv: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Conv("conv1", 4, 3, 1, 1, bn=True), Conv("conv2", None, 1, act="none"), Pool("pool2", "avg", 0)
+    model = build(Net("normed", rows, 8), 5, 8).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pictures = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    model(pictures)
+    made = launches(gpu, monkeypatch)
+    orders: list[tuple[torch.Size, bool]] = []
+
+    def order_of_sums(y: Tensor, any_is_right: bool) -> Any:
+        orders.append((y.shape, any_is_right))
+        return gpu.sums.Order(8, 2)
+
+    monkeypatch.setattr(gpu.choice, "order_of_sums", order_of_sums)
+    ours = trained(model, pictures)
+    assert made == ["bias none", "bias none", "bias none summed"]
+    assert orders == [(torch.Size([2, n, 8, 8]), False) for n in (4, 5)]
+    with torch.inference_mode():
+        model(pictures)
+    model.conv1.bias.requires_grad_(False)
+    trained(model, pictures)
+    assert len(orders) == 3  # of a gradient that is not asked for there is no sum
+    assert made[3:] == ["bias none"]
+    model.conv1.bias.requires_grad_()
+    monkeypatch.setattr(activations, "INTERPRETED", False)
+    theirs = trained(model, pictures)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))

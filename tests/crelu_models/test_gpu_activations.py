@@ -92,9 +92,9 @@ def test_a_bias_summed_in_another_order_is_near_torchs_sum_and_always_the_same(
     shape = (2, 12, 17, 19)  # of more rows than a program takes, and not a multiple of them
     x, by_y = (value.contiguous(memory_format=torch.channels_last) for value in draw(shape, "avr", dtype))
     bias = torch.linspace(-1, 1, 12).to(dtype)
+    ours = gpu.sums.any_order(2 * 17 * 19, 12)
     forms = [
-        partial(gpu.activations.apply, kind=kind, form=torch.channels_last, any_order=order)
-        for order in (False, True, True)
+        partial(gpu.activations.apply, kind=kind, form=torch.channels_last, order=order) for order in (None, ours, ours)
     ]
     runs = [gpu.choice.with_gradients(lambda x, bias, form=form: form(x, bias=bias), [x, bias], by_y) for form in forms]
     assert gpu.choice.same_bits(runs[0][:2], runs[1][:2])

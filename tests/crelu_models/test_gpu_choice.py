@@ -138,11 +138,12 @@ from collections import Counter
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from crelu_models.gpu import activations, pooling
+from crelu_models.gpu import activations, pooling, sums
 
 def moves(kernel, **constants):
     names = kernel.arg_names
-    types = {"places": "*u8", "sums": "*fp32"} | dict.fromkeys(("x", "y", "g", "saved", "bias", "by_x"), "*bf16")
+    halves = "x", "y", "g", "saved", "bias", "by_x", "result"
+    types = {"places": "*u8", "sums": "*fp32"} | dict.fromkeys(halves, "*bf16")
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     # Sides of pictures are of any length.
     row = "channels" if "places" in names else "width"
@@ -158,7 +159,8 @@ for kind in activations.DEFINITIONS:
     for biased in (False, True):
         constants = {"kind": kind, "slope": activations.SLOPE, "biased": biased, **tile}
         moves(activations._activation_forward, **constants)
-        moves(activations._activation_backward, **constants, tiles=activations.SUMMED_TILES, summed=biased)
+        moves(activations._activation_backward, **constants, halvings=3, summed=biased)
+moves(sums._add_parts, high=8, wide=sums.COLUMNS, halvings=3, together=sums.TILES)
 for kernel in (activations._activation_forward, pooling._pool_forward, pooling._pool_backward):
     print(*(one.name for one in kernel.params if not one.is_constexpr and not one.do_not_specialize))
 for side, stride in ((2, 2), (3, 2)):

@@ -27,6 +27,7 @@ class Kernels(NamedTuple):
     """Modules of the kernels, for Triton's interpreter."""
 
     activations: ModuleType
+    sums: ModuleType
     pooling: ModuleType
     choice: ModuleType
 
