@@ -91,6 +91,7 @@ def trial_steps(
         return None
     # Train to an end: again with another seed after a divergence, in smaller parts where memory runs out.
     while True:
+        ran_out = ""
         try:
             if not (yield from trainer.run(report)):
                 if trainer.is_paused():
@@ -103,7 +104,9 @@ def trial_steps(
         except RuntimeError as error:
             if not out_of_memory(error) or context.others_present() or ranks.size > 1:
                 raise
-            trainer.shrink(str(error))
+            ran_out = str(error)
+        if ran_out:  # after the error, whose trace holds what the step has made
+            trainer.shrink(ran_out)
     outcome = yield from _outcome(trainer)
     return ranks.broadcast_from_rank0(lambda: with_room(lambda: commit_result(ledger, trial, outcome), stop))
 

@@ -1,9 +1,11 @@
 """What fails in a trial: memory, disk, a hang. Each is survived, or said with what would fit."""
 
 import errno
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from sweeps.store.ledger import Ledger, is_away, with_room
 from sweeps.store.leftovers import trial_stack
 from sweeps.training.loop import Learner
 from sweeps.training.run_trial import out_of_memory, run_trial
+from sweeps.training.trainer import Trainer
 from tests.support.trials import Hashes, artifact_hashes, runtime_config, trial_of
 
 
@@ -51,6 +54,36 @@ def test_step_that_does_not_fit_is_taken_in_parts(data: Path, tmp_path: Path, mo
     # The same gradients summed in another order, in bf16 where the processor has it.
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=0.02), name
+
+
+def test_memory_of_a_step_that_did_not_fit_is_free_before_the_net_is_built_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    left: list[bool] = []
+    load = Trainer._load_checkpoint
+
+    def limited(self: Learner, images: torch.Tensor, labels: torch.Tensor) -> None:
+        if self.micro_batches == 1:
+            scores = self.model(images)
+            made.append(weakref.ref(scores))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        advance(self, images, labels)
+
+    def loaded(self: Trainer, parts: int = 1) -> None:
+        left.extend(scores() is not None for scores in made)
+        load(self, parts)
+
+    advance = Learner.step
+    monkeypatch.setattr(Learner, "step", limited)
+    monkeypatch.setattr(Trainer, "_load_checkpoint", loaded)
+    gc.collect()
+    gc.disable()
+    try:
+        run_trial(trial_of("All-CNN-B by Adam"), runtime_config(data, tmp_path), lambda *_: None)
+    finally:
+        gc.enable()
+    assert left == [False]
 
 
 def test_net_with_batch_norm_that_does_not_fit_says_what_would(
