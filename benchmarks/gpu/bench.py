@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -111,7 +113,9 @@ class Bench:
     flops: float = float("nan")
     copy: float = float("nan")
     began: float = field(default_factory=time.perf_counter)
+    ends: float = float("inf")  # when the whole is ended, whatever it does then
     rows: list[dict[str, Any]] = field(default_factory=list)
+    file: Path | None = None  # that has the rows as JSON
 
     def say(self, section: str, name: str, **values: float | str) -> None:
         """Add a row to the table and print it, with the targets of its figures and whether they are met."""
@@ -127,6 +131,12 @@ class Bench:
             shown.append(words)
         self.rows.append({"section": section, "name": name, **values, **({"targets": targets} if targets else {})})
         print(f"{section:<12}{name:<30}{'  '.join(shown)}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Write the rows so far to the file, where there is one: what comes may end the process."""
+        if self.file is not None:
+            self.file.write_text(json.dumps({**versions(), "rows": self.rows}, indent=1) + "\n")
 
     def wait(self) -> None:
         """Wait until the device has done its work."""
@@ -194,6 +204,11 @@ def target_of(section: str, name: str, key: str) -> tuple[str, float] | None:
         if section == target_section and fnmatch.fnmatchcase(name, row) and fnmatch.fnmatchcase(key, figure):
             return sign, bound
     return None
+
+
+def versions() -> dict[str, str | int | None]:
+    """Return what a table was measured with, and when."""
+    return {"torch": torch.__version__, "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
 
 
 def device_name(device: torch.device) -> str:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.bench import Bench, replayed
+from benchmarks.gpu.bench import Bench, replayed, section_line
 
 
 def activations(bench: Bench) -> None:
@@ -18,19 +18,25 @@ def activations(bench: Bench) -> None:
     Ours stand beside the definition, and against the rate of a copy.
     """
     for name, shape in bench.activations:
-        x = torch.randn(shape, device=bench.device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        rival = pool_rival(name, x) if name.startswith("max pool") else activation_rival(name, x)
-        leaves = [value.requires_grad_() for value in rival.inputs]
-        weight = torch.randn_like(rival.theirs(*leaves).detach())
-        forms = [partial(both_ways, form, leaves, weight) for form in (rival.ours, rival.theirs)]
-        eager = [bench.seconds(form) for form in forms]
-        took = [bench.seconds(replayed(bench, form)) for form in forms]
-        moved = rival.maps * x.nbytes + 2 * weight.nbytes + rival.kept
-        bench.say(
-            "activations", f"{name} {shape}", ms=1e3 * took[0], over_definition=took[1] / took[0],
-            eager_over_definition=eager[1] / eager[0], copy_percent=100 * moved / took[0] / bench.copy,
-            kernel=rival.kernel,
-        )  # fmt: skip
+        with section_line(bench, "activations", f"{name} {shape}"):
+            measure(bench, name, shape)
+
+
+def measure(bench: Bench, name: str, shape: tuple[int, ...]) -> None:
+    """Measure an activation or a pooling by name, on a map of this shape."""
+    x = torch.randn(shape, device=bench.device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    rival = pool_rival(name, x) if name.startswith("max pool") else activation_rival(name, x)
+    leaves = [value.requires_grad_() for value in rival.inputs]
+    weight = torch.randn_like(rival.theirs(*leaves).detach())
+    forms = [partial(both_ways, form, leaves, weight) for form in (rival.ours, rival.theirs)]
+    eager = [bench.seconds(form) for form in forms]
+    took = [bench.seconds(replayed(bench, form)) for form in forms]
+    moved = rival.maps * x.nbytes + 2 * weight.nbytes + rival.kept
+    bench.say(
+        "activations", f"{name} {shape}", ms=1e3 * took[0], over_definition=took[1] / took[0],
+        eager_over_definition=eager[1] / eager[0], copy_percent=100 * moved / took[0] / bench.copy,
+        kernel=rival.kernel,
+    )  # fmt: skip
 
 
 def kernel_word(x: Tensor, is_taken: Callable[[], bool], is_exact: Callable[[], bool]) -> str:

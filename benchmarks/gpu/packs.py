@@ -21,7 +21,7 @@ def pack(bench: Bench) -> None:
         with context:
             members.append((context, *bench.learner(names[number % len(names)], True)))
     bench.wait()
-    rates = {}
+    rates = dict.fromkeys(bench.packs, float("nan"))
     for count in bench.packs:
 
         def turn(count: int = count) -> None:
@@ -30,7 +30,8 @@ def pack(bench: Bench) -> None:
                     learner.step(images, labels)
 
         pictures = sum(len(labels) for _, _, _, labels in members[:count])
-        rates[count] = pictures / bench.seconds(turn)
+        with section_line(bench, "pack", f"{count} in a process"):
+            rates[count] = pictures / bench.seconds(turn)
     members.clear()
     free(bench)
     for count in bench.packs:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.bench import PACKED, Bench, torch_alone
+from benchmarks.gpu.bench import PACKED, Bench, section_line, torch_alone
 from sweeps.experiment.trial import Cell, Trial
 
 CIFAR_TRAINING = 350 * 50_000  # pictures
@@ -22,22 +22,15 @@ def exact(bench: Bench) -> None:
     """Compare replayed steps with eager ones by torch, a pack with its members, a killed trial with one left alone."""
     for name, dropout in (("allconv CReLU", "pool1"), ("VGG", "conv1")):
         if name in bench.families:
-            learners = [bench.learner(name, graphs, dropout)[0] for graphs in (False, True)]
-            for step in range(bench.steps):
-                images, labels = bench.batch(name, step)
-                for learner in learners:
-                    with torch_alone(learner is learners[0]):
-                        learner.step(images, labels)
-            first, second = (learner.tensors() for learner in learners)
-            differ = sum(not torch.equal(first[key], second[key]) for key in first)
-            mode = learners[1].steps_by
-            bench.say(
-                "exact", f"{name}: graph, eager by torch", steps=bench.steps, tensors_that_differ=differ, steps_by=mode
-            )
+            row = f"{name}: graph, eager by torch"
+            with section_line(bench, "exact", row):
+                compare_steps(bench, name, dropout, row)
     trials, config = short_trials(bench, bench.members, min(2000, bench.pictures))
-    digests = [train_apart(bench, trials, config, "alone"), train_pack(bench, trials, config, "pack")]
-    differ = sum(ours != theirs for ours, theirs in zip(*digests, strict=True))
-    bench.say("exact", f"pack of {len(trials)}, alone", trials_that_differ=differ)
+    row = f"pack of {len(trials)}, alone"
+    with section_line(bench, "exact", row):
+        digests = [train_apart(bench, trials, config, "alone"), train_pack(bench, trials, config, "pack")]
+        differ = sum(ours != theirs for ours, theirs in zip(*digests, strict=True))
+        bench.say("exact", row, trials_that_differ=differ)
     if not bench.kills:
         return
     from sweeps.execution.verify_resume import shortened, verify
@@ -45,6 +38,19 @@ def exact(bench: Bench) -> None:
     verdict = verify(shortened(trials[0]), config, str(bench.folder / "resume"), bench.kills, 0)
     bench.say("exact", "killed, left alone", kills=verdict.kills, numbers_that_differ=len(verdict.differences),
               which=", ".join(verdict.differences) or "none")  # fmt: skip
+
+
+def compare_steps(bench: Bench, name: str, dropout: str, row: str) -> None:
+    """Compare the tensors of a family after eager steps by torch's kernels with those after replayed ones by ours."""
+    learners = [bench.learner(name, graphs, dropout)[0] for graphs in (False, True)]
+    for step in range(bench.steps):
+        images, labels = bench.batch(name, step)
+        for learner in learners:
+            with torch_alone(learner is learners[0]):
+                learner.step(images, labels)
+    first, second = (learner.tensors() for learner in learners)
+    differ = sum(not torch.equal(first[key], second[key]) for key in first)
+    bench.say("exact", row, steps=bench.steps, tensors_that_differ=differ, steps_by=learners[1].steps_by)
 
 
 def trial(bench: Bench) -> None:
@@ -94,12 +100,14 @@ def small_pictures(count: int, test: int = 16) -> str:
 
 
 def hashes(ledger: Path, trials: Sequence[Trial]) -> list[list[str]]:
-    """Return hashes of what trials have left: weights and scores."""
+    """Return hashes of what trials have left, weights and scores; none of one without a result."""
     from sweeps.store.ledger import Ledger
 
     results = [Ledger(str(ledger)).result(short_trial.key) for short_trial in trials]
     names = ("weights.safetensors", "tables/scores.parquet")
-    return [[result["status"], *(result["files"].get(name, "") for name in names)] for result in results if result]
+    return [
+        [result["status"], *(result["files"].get(name, "") for name in names)] if result else [] for result in results
+    ]
 
 
 def train_apart(bench: Bench, trials: Sequence[Trial], config: Any, name: str) -> list[list[str]]:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu.__main__ import tests as run_tests
+from benchmarks.gpu.bench import Bench
 from crelu_data.write import prepare
 from crelu_models import activations
 from crelu_models.modules import build, initialise
@@ -216,3 +218,62 @@ def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path
     assert figures["result"] == ["left out: ffcv not installed", *2 * ["left out: it needs a GPU"]]
     assert [row["kinds"].partition(" ")[0] for row in rows if row["section"] == "profile"] == ["convolutions"] * 2
     assert all(len(longest) == 12 for longest in figures["longest"])
+
+
+BROKEN = """
+import sys, time
+from benchmarks.gpu import __main__ as command, kernels, trials
+
+def fails(*_):
+    raise RuntimeError("an illegal memory access")
+
+def hangs(_):
+    time.sleep(600)
+
+def says(bench):
+    bench.say("says", "row", figure=1.0)
+
+command.roof = command.free = kernels.pool_rival = trials.train_apart = trials.compare_steps = fails
+command.SECTIONS = {"activations": kernels.activations, "exact": trials.exact, "says": says, "hangs": hangs}
+command.LAST = 0.5
+sys.argv[1:] = sys.argv[1:] + [*command.SECTIONS]
+command.main()
+"""
+
+
+def test_what_fails_in_the_benchmark_of_a_gpu_has_a_row_and_the_rest_goes_on_until_the_time_is_over(
+    tmp_path: Path,
+) -> None:
+    words = ["--device", "cpu", "--tiny", "--json", str(tmp_path / "gpu.json"), "--seconds", "7", "--sections"]
+    command = [sys.executable, "-c", BROKEN, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "in hangs" in done.stderr
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    failed = "RuntimeError: an illegal memory access"
+    assert [(row["section"], row["name"].partition(" (")[0], row.get("failed", "")) for row in rows] == [
+        ("roof", "section", failed),
+        ("activations", "crelu", ""),
+        ("activations", "bias crelu", ""),
+        ("activations", "max pool 3/2", failed),
+        ("activations", "section", failed),
+        ("exact", "allconv CReLU: graph, eager by torch", failed),
+        ("exact", "VGG: graph, eager by torch", failed),
+        ("exact", "pack of 2, alone", failed),
+        ("exact", "section", failed),
+        ("says", "row", ""),
+        ("says", "section", failed),
+    ]
+
+
+def test_tests_that_the_benchmark_of_a_gpu_has_no_time_for_leave_what_they_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nprintf '..F.'\nexec sleep 600\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    bench = Bench(torch.device("cpu"), tmp_path)
+    bench.ends = 0.0
+    run_tests(bench)
+    assert [row["result"] for row in bench.rows] == ["..F. ended after 1 s"]
