@@ -2361,7 +2361,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "test_members_have_streams_of_their_own_and_each_batch_is_made_once_and_given_to_all"),
     ),
     *_faults("sweeps/training/shared_batches.py", "tests/execution/test_pack.py",
-        ("        self._streams.give(batch)\n",
+        ("        self._streams.give(self, batch)\n",
          "",
          "test_members_have_streams_of_their_own_and_each_batch_is_made_once_and_given_to_all"),
     ),

@@ -50,11 +50,11 @@ class Streams(Protocol):
     def member(self) -> AbstractContextManager[object]:
         """Return a context, to be entered again and again, in which a member takes its steps."""
 
-    def make(self, batch: Callable[[], T]) -> T:
-        """Return a batch for several members."""
+    def make(self, source: object, batch: Callable[[], T]) -> T:
+        """Return a batch for several members, from a source of batches."""
 
-    def give(self, batch: object) -> None:
-        """Let the member that takes its step now have a batch."""
+    def give(self, source: object, batch: object) -> None:
+        """Let the member that takes its step now have a batch of a source."""
 
 
 class OneStream:
@@ -64,11 +64,11 @@ class OneStream:
         """Return a context that changes nothing."""
         return nullcontext()
 
-    def make(self, batch: Callable[[], T]) -> T:
+    def make(self, source: object, batch: Callable[[], T]) -> T:  # noqa: ARG002
         """Return a batch."""
         return batch()
 
-    def give(self, batch: object) -> None:
+    def give(self, source: object, batch: object) -> None:
         """Let the member have a batch that is there."""
 
 
@@ -94,10 +94,10 @@ class BatchStream:
                 self._batches = batches(number)
             self._at = None
             self._last = None
-            self._last = self._streams.make(partial(next, self._batches))
+            self._last = self._streams.make(self, partial(next, self._batches))
             self._at = (name, number)
         batch: T = self._last
-        self._streams.give(batch)
+        self._streams.give(self, batch)
         return batch
 
     def close(self) -> None:

@@ -318,11 +318,11 @@ class Streams:
 
         return Entered()
 
-    def make(self, batch: Callable[[], Any]) -> Any:
+    def make(self, _source: object, batch: Callable[[], Any]) -> Any:
         self.made += 1
         return batch()
 
-    def give(self, batch: object) -> None:
+    def give(self, _source: object, batch: object) -> None:
         assert len(self.current) == 1
         self.batches[self.current[0]] += 1
 

@@ -1,6 +1,7 @@
 """What only a GPU runs, played on stand-ins of torch's streams and recordings."""
 
 import gc
+from collections import abc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -11,9 +12,16 @@ import torch
 
 from sweeps.training.gpu import cuda_graph
 from sweeps.training.gpu.cuda_graph import CudaRecorder, CudaStreams
+from sweeps.training.shared_batches import BatchStream
 
 GPU = torch.device("cuda")
 DEFAULT = 0  # number of the stream that torch begins on
+
+
+class Stream(SimpleNamespace):
+    """Stream of a stand-in."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 class Streams:
@@ -24,17 +32,27 @@ class Streams:
         self.current = self.opened[0]
 
     def open(self, *_: object) -> SimpleNamespace:
-        stream = SimpleNamespace(number=len(self.opened), device_index=0, wait_stream=lambda _: None)
+        stream = Stream(number=len(self.opened), device_index=0, wait_stream=lambda _: None)
         self.opened.append(stream)
         return stream
 
-    @contextmanager
-    def on(self, stream: SimpleNamespace) -> Iterator[SimpleNamespace]:
-        before, self.current = self.current, stream
-        try:
-            yield stream
-        finally:
-            self.current = before
+    def on(self, stream: SimpleNamespace) -> "OnStream":
+        return OnStream(self, stream)
+
+
+class OnStream:
+    """Context in which a stream is current, to be entered again and again."""
+
+    def __init__(self, streams: Streams, stream: SimpleNamespace) -> None:
+        self.streams = streams
+        self.stream = stream
+
+    def __enter__(self) -> SimpleNamespace:
+        self.before, self.streams.current = self.streams.current, self.stream
+        return self.stream
+
+    def __exit__(self, *_: object) -> None:
+        self.streams.current = self.before
 
 
 class Generator:
@@ -188,3 +206,35 @@ def test_trials_and_packs_one_after_another_take_the_same_streams(monkeypatch: p
     assert len({stream.number for stream in taken[0]}) == 4
     assert taken == [taken[0]] * 3
     assert len(streams.opened) == 1 + 4
+
+
+@pytest.mark.parametrize("sources", [1, 8])
+def test_a_pack_runs_as_many_batches_ahead_whether_its_members_share_them_or_not(
+    sources: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device(monkeypatch)
+    pack = CudaStreams()
+    number = 0
+    ahead: list[int] = []  # batches from that whose reader the host waits for to that which it asks for
+
+    def record_event() -> SimpleNamespace:
+        recorded = number - 1
+        return SimpleNamespace(synchronize=lambda: ahead.append(number - recorded))
+
+    def batches(first: int) -> abc.Generator[int, None, None]:
+        while True:
+            yield first
+
+    members = []
+    shared = [BatchStream(pack) for _ in range(sources)]
+    for member in range(8):
+        context = pack.member()
+        with context as stream:
+            stream.record_event = record_event  # type: ignore[attr-defined]
+        members.append((context, shared[member % sources]))
+    for number in range(10):
+        for context, source in members:
+            with context:
+                source.get("", number, batches)
+    waits = 10 - 1 - CudaStreams.AHEAD  # for each member: all batches but the last ones
+    assert ahead == [CudaStreams.AHEAD + 1] * 8 * waits

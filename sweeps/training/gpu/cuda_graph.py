@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
@@ -103,7 +103,7 @@ class CudaRecorder:
 class CudaStreams:
     """Streams of a pack on one GPU: its members' work runs side by side, and its batches are made on another.
 
-    A batch's memory is used again when all members have done with it; `AHEAD` batches may be under way.
+    A batch's memory is used again when all members have done with it; `AHEAD` batches of each source may be under way.
     """
 
     AHEAD = 4
@@ -114,8 +114,9 @@ class CudaStreams:
         self.batches = own_stream(self.device, BATCHES)
         self.batches.wait_stream(torch.cuda.current_stream())
         self.members = 0
-        self.readers: set[torch.cuda.Stream] = set()
-        self.under_way: deque[list[torch.cuda.Event]] = deque()
+        # By source, of its last batch and of those before.
+        self.readers: defaultdict[object, set[torch.cuda.Stream]] = defaultdict(set)
+        self.under_way: defaultdict[object, deque[list[torch.cuda.Event]]] = defaultdict(deque)
 
     def member(self) -> AbstractContextManager[object]:
         """Return a context, to be entered again and again, whose work has a stream of its own."""
@@ -124,21 +125,21 @@ class CudaStreams:
         stream.wait_stream(torch.cuda.current_stream())
         return torch.cuda.stream(stream)
 
-    def make(self, batch: Callable[[], T]) -> T:
-        """Return a batch made on the stream of the batches; wait where too many are under way."""
-        self.under_way.append([reader.record_event() for reader in self.readers])
-        self.readers.clear()
-        while len(self.under_way) > self.AHEAD:
-            for event in self.under_way.popleft():
+    def make(self, source: object, batch: Callable[[], T]) -> T:
+        """Return a batch made on the stream of the batches; wait where too many of its source are under way."""
+        under_way = self.under_way[source]
+        under_way.append([reader.record_event() for reader in self.readers.pop(source, ())])
+        while len(under_way) > self.AHEAD:
+            for event in under_way.popleft():
                 event.synchronize()
         with torch.cuda.stream(self.batches):
             return batch()
 
-    def give(self, batch: object) -> None:
+    def give(self, source: object, batch: object) -> None:
         """Let the current stream go on once a batch is made, and keep the batch's memory until it has read it."""
         reader = torch.cuda.current_stream()
         reader.wait_stream(self.batches)
-        self.readers.add(reader)
+        self.readers[source].add(reader)
         for tensor in tensors_of(batch):
             if tensor.is_cuda:
                 tensor.record_stream(reader)
