@@ -35,6 +35,7 @@ from sweeps.training.evaluate import (
     beats,
     best_epoch,
     chance,
+    choices,
     counts,
     dead,
     errors,
@@ -354,7 +355,7 @@ class Trainer:
             scores = self.scores(view, -(-len(local) // BATCH), stage, number)
             lifeless = lifeless and dead(scores)
             total[:3] += counts(scores, batch.labels)
-            total[3:] += torch.bincount(scores.argmax(1), minlength=classes)
+            total[3:] += choices(scores, classes)
         total = self.ranks.all_reduce_sum(total)
         classes_chosen = int((total[3:] > 0).sum())
         return Evaluation(
