@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.__main__ import tests as run_tests
-from benchmarks.gpu.bench import Bench
 from crelu_data.write import prepare
 from crelu_models import activations
 from crelu_models.modules import build, initialise
@@ -234,8 +232,10 @@ def says(bench):
     bench.say("says", "row", figure=1.0)
 
 command.roof = command.free = kernels.pool_rival = trials.train_apart = trials.compare_steps = fails
-command.SECTIONS = {"activations": kernels.activations, "exact": trials.exact, "says": says, "hangs": hangs}
+command.SECTIONS = {"activations": kernels.activations, "exact": trials.exact, "says": says, "tests": command.tests,
+                    "hangs": hangs}
 command.LAST = 0.5
+sys.executable = "./slow"
 sys.argv[1:] = sys.argv[1:] + [*command.SECTIONS]
 command.main()
 """
@@ -244,8 +244,11 @@ command.main()
 def test_what_fails_in_the_benchmark_of_a_gpu_has_a_row_and_the_rest_goes_on_until_the_time_is_over(
     tmp_path: Path,
 ) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nprintf '..F.'\nexec sleep 600\n")
+    slow.chmod(0o755)
     words = ["--device", "cpu", "--tiny", "--json", str(tmp_path / "gpu.json"), "--seconds", "7", "--sections"]
-    command = [sys.executable, "-c", BROKEN, *words]
+    command = [sys.executable, "-c", BROKEN.replace("./slow", str(slow)), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
     assert "in hangs" in done.stderr
@@ -263,17 +266,7 @@ def test_what_fails_in_the_benchmark_of_a_gpu_has_a_row_and_the_rest_goes_on_unt
         ("exact", "section", failed),
         ("says", "row", ""),
         ("says", "section", failed),
+        ("tests", "marked gpu", ""),
+        ("tests", "section", failed),
     ]
-
-
-def test_tests_that_the_benchmark_of_a_gpu_has_no_time_for_leave_what_they_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slow = tmp_path / "slow"
-    slow.write_text("#!/bin/sh\nprintf '..F.'\nexec sleep 600\n")
-    slow.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(slow))
-    bench = Bench(torch.device("cpu"), tmp_path)
-    bench.ends = 0.0
-    run_tests(bench)
-    assert [row["result"] for row in bench.rows] == ["..F. ended after 1 s"]
+    assert rows[-2]["result"] == "..F. ended after 1 s"
