@@ -18,7 +18,7 @@ from crelu_data.datasets import DataSet, dataset
 from crelu_data.storage import unmounted_above
 from crelu_models.model import Model
 from crelu_models.spec import Net
-from sweeps.cli.forecast import forecast_before_start, hours_per_training, visible_gpus, workload
+from sweeps.cli.forecast import forecast_before_start, hours_per_training, workload
 from sweeps.cli.options import ExitCode
 from sweeps.cli.settings import Settings
 from sweeps.cli.split_check import check_splits
@@ -34,6 +34,7 @@ from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import Trial
 from sweeps.experiment.wording import count
 from sweeps.store.lease import Drivers, driver, owner_text, trained_elsewhere
+from sweeps.training.runtime import visible_gpus
 
 NAMED: Final = 4  # cells at most whose finished trainings are named as left out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import heapq
 import itertools
 import os
@@ -24,6 +23,7 @@ from sweeps.experiment.sweep import Sweep
 from sweeps.experiment.trial import PHASES, Trial, probed
 from sweeps.experiment.wording import against_forecast, count
 from sweeps.store.ledger import Json
+from sweeps.training.runtime import visible_gpus
 
 if TYPE_CHECKING:
     from sweeps.execution.session import DriverState
@@ -222,13 +222,6 @@ def _forecast_here(plan: Plan, settings: Settings, facts: Mapping[str, DataSet])
     slots = devices / gpus if cuda else cores() / max(resources.cpus, 1e-9)
     at_once = request.max_concurrent or max(1, int(slots))
     return Forecast(plan, settings, facts, resources, at_once)
-
-
-def visible_gpus() -> int:
-    """Return how many GPUs of this machine a process may use, without a look at CUDA."""
-    devices = len(glob.glob("/dev/nvidia[0-9]*"))
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return devices if chosen is None else min(devices, len([name for name in chosen.split(",") if name.strip()]))
 
 
 def compare(forecast: Forecast, seconds_by_trial: Sequence[tuple[Trial, float]], log: Callable[[str], None]) -> None:

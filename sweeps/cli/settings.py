@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import glob
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from sweeps.experiment.wording import count, unknown_name
 from sweeps.store.ledger import Ledger, unguarded
 from sweeps.store.local_uris import artifacts_in
 from sweeps.store.logins import own_store
-from sweeps.training.runtime import Kernels
+from sweeps.training.runtime import Kernels, visible_gpus
 
 if TYPE_CHECKING:
     from sweeps.execution.resources import ResourceRequest
@@ -219,7 +218,7 @@ def _of_demo(dataset: str) -> str:
 
 
 def _has_gpu() -> bool:
-    return bool(glob.glob("/dev/nvidia[0-9]*"))
+    return visible_gpus() > 0
 
 
 def absolute(place: str) -> str:

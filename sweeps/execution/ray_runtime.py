@@ -41,6 +41,7 @@ from ray._private.services import get_ray_address_from_environment
 from ray.exceptions import AuthenticationError
 
 from sweeps.execution.cluster_address import check_answers, check_temporary_folder
+from sweeps.training.runtime import VISIBLE, named_gpus
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -121,6 +122,8 @@ def _join(address: str, **options: Any) -> None:
 def _start(**options: Any) -> None:
     """Start Ray here; twice, since on a very busy machine Ray may wait in vain for its own processes."""
     check_temporary_folder()
+    if VISIBLE in os.environ:  # Ray counts every name as a GPU, and would give trials one by the name of -1
+        os.environ[VISIBLE] = ",".join(named_gpus(os.environ[VISIBLE]))
     for last in (False, True):
         try:
             with _without_services():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import glob
+import os
 import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 MIB: Final = 1 << 20
 # Kernels of a GPU: ours and cuDNN's where a step always has the same bits, cuDNN's fastest, or none of ours.
 Kernels = Literal["exact", "fastest", "torch"]
+VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,19 @@ def available_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs of this machine a process may use, without a look at CUDA."""
+    devices = len(glob.glob("/dev/nvidia[0-9]*"))
+    chosen = os.environ.get(VISIBLE)
+    return devices if chosen is None else min(devices, len(named_gpus(chosen)))
+
+
+def named_gpus(chosen: str) -> list[str]:
+    """Return the GPUs that CUDA takes of a list: those before the first name that is none, such as -1."""
+    names = (name.strip() for name in chosen.split(","))
+    return list(takewhile(lambda name: name.isdecimal() or name.startswith(("GPU-", "MIG-")), names))
 
 
 def hardware(

@@ -28,6 +28,7 @@ from sweeps.experiment.search import Search
 from sweeps.experiment.space import Choice, Float, Int
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.experiment.trial import Cell, trial_from_json
+from sweeps.training import runtime
 
 PAGES = 1000
 PARSER = parser("page", "?")
@@ -227,8 +228,8 @@ def silent(page: Page, sweep: Sweep, lines: list[str]) -> list[str]:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     state = {"gpu": False}
-    monkeypatch.setattr(settings.glob, "glob", lambda _: ["/dev/nvidia0"] if state["gpu"] else [])
-    for name in ("CRELU_DATA", "IMAGENET_DIR", "RAY_ADDRESS", "CRELU_DATA_SOURCE"):
+    monkeypatch.setattr(runtime.glob, "glob", lambda _: ["/dev/nvidia0"] if state["gpu"] else [])
+    for name in ("CRELU_DATA", "IMAGENET_DIR", "RAY_ADDRESS", "CRELU_DATA_SOURCE", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(settings, "_data_dir", lambda _: Path("/nowhere"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")

@@ -210,6 +210,25 @@ def test_as_many_trials_run_at_once_as_there_are_cores_we_may_use(monkeypatch: p
     assert asked == [1, 3, 64, 5]
 
 
+@pytest.mark.parametrize(("chosen", "names"), [("-1", []), ("0,-1", ["0"]), ("1,0", ["1", "0"]), (None, None)])
+def test_a_gpu_that_is_hidden_from_cuda_is_none_of_rays(
+    chosen: str | None, names: list[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
+
+    from sweeps.execution import ray_runtime
+
+    seen: list[object] = []
+    look = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids
+    monkeypatch.setattr(ray_runtime.ray, "init", lambda *_, **__: seen.append(look()))
+    monkeypatch.setattr(ray_runtime.ray, "cluster_resources", dict)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if chosen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    ray_runtime.init_ray("local", 1)
+    assert seen == [names]
+
+
 def test_a_ray_that_is_started_here_has_no_spare_parts_and_is_left_at_once() -> None:
     code = (
         "import atexit, gc, json, os, pathlib, signal\n"

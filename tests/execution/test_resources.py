@@ -11,7 +11,8 @@ from sweeps.execution.resources import TrialResources
 from sweeps.execution.worker import _train_one
 from sweeps.experiment.recipe import ALLCONV
 from sweeps.experiment.trial import Cell, Trial
-from sweeps.training.runtime import RuntimeConfig
+from sweeps.training import runtime
+from sweeps.training.runtime import RuntimeConfig, visible_gpus
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,18 @@ def test_a_training_function_has_in_one_process_what_all_ranks_have(device: str,
     for cell in (ours, dataclasses.replace(ours, task="tests.support.own_tasks:scores")):
         _train_one(Trial(cell), train, shared, lambda _: None, lambda: False, False)
     assert runtimes == [shared, dataclasses.replace(shared, ranks=1, gpus=gpus, workers=6, threads=8)]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "count"),
+    [(None, 2), ("0", 1), ("1,0", 2), ("0,1,2", 2), (" 1 , GPU-8f", 2), ("MIG-2d", 1), ("", 0), ("-1", 0),
+     ("0,-1,1", 1), ("NoDevFiles", 0)],
+)  # fmt: skip
+def test_gpus_are_those_that_cuda_takes_of_its_variable(
+    chosen: str | None, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime.glob, "glob", lambda _: ["/dev/nvidia0", "/dev/nvidia1"])
+    monkeypatch.delenv(runtime.VISIBLE, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(runtime.VISIBLE, chosen)
+    assert visible_gpus() == count
