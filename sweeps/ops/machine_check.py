@@ -192,8 +192,9 @@ def torch_and_gpus(facts: TorchFacts, listed: tuple[str, ...] | None) -> Iterato
         return
     built = f"PyTorch {facts.version}, built for {f'CUDA {facts.cuda}' if facts.cuda else 'the CPU alone'}"
     if facts.gpus:
-        named = listed if listed and len(listed) == len(facts.gpus) else facts.gpus  # PyTorch may see a part of them
-        for gpu in named:
+        # PyTorch may see some of them, or a part of one: an instance of MIG has a longer name, and less memory.
+        models = sorted(line.partition(",")[0] for line in listed or ())
+        for gpu in listed if listed and models == sorted(facts.gpus) else facts.gpus:
             yield Finding("ok", f"{built}: {gpu}")
         return
     if listed and not facts.cuda:

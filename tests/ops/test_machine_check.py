@@ -214,11 +214,15 @@ def test_output_in_a_bucket_has_no_room_to_look_at_and_no_store_of_its_own(
 
 
 def test_gpus_are_those_that_pytorch_sees() -> None:
-    facts = TorchFacts("2.11", "12.8", ("NVIDIA A",), "")
-    assert [finding.sentence.rpartition(": ")[2] for finding in torch_and_gpus(facts, ("A, 80 GiB", "B, 80 GiB"))] == [
-        "NVIDIA A"
-    ]
-    assert [finding.sentence.rpartition(": ")[2] for finding in torch_and_gpus(facts, ("A, 80 GiB",))] == ["A, 80 GiB"]
+    def named(gpus: tuple[str, ...], listed: tuple[str, ...]) -> list[str]:
+        facts = TorchFacts("2.11", "12.8", gpus, "")
+        return [finding.sentence.rpartition(": ")[2] for finding in torch_and_gpus(facts, listed)]
+
+    both = ("A, 80 GiB", "B, 80 GiB")
+    assert named(("A",), both) == ["A"]
+    assert named(("B", "A"), both) == [*both]
+    assert named(("A",), both[:1]) == ["A, 80 GiB"]
+    assert named(("A MIG 1g.10gb",), both[:1]) == ["A MIG 1g.10gb"]
 
 
 def test_a_dead_mlflow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
