@@ -94,8 +94,7 @@ class Forecast:
         self.throughputs.add(trial.cell.key, row, sharers_of(self.resources.gpus, self.running))
 
     def add_result(self, result: Json) -> None:
-        """Take in that a trial has finished, and what it says of its device."""
-        self.throughputs.device_bytes = float(result["hardware"].get("memory", self.throughputs.device_bytes))
+        """Take in that a trial has finished."""
         if result["key"] in self.epochs_before:
             self.ended.add(str(result["key"]))
 

@@ -20,6 +20,7 @@ from sweeps.execution.resources import TrialResources
 from sweeps.store.checkpoint_header import progress
 from sweeps.store.integrity import HISTORY, damage
 from sweeps.store.ledger import Json, Ledger
+from sweeps.training.runtime import GPU_SIZE, MIB
 
 FEW = 3  # finished trials of a cell, the latest ones, whose epochs are read
 RECENT = 20  # epochs of this session by which a cell is judged
@@ -52,7 +53,8 @@ class Throughput(NamedTuple):
 class EpochRates:
     """Rates of one cell's epochs: pictures a second, and the batches' share of the time where it was measured.
 
-    That is so where a trial trains alone; of a pack's epochs it is not known.
+    That is so where a trial trains alone; of a pack's epochs it is not known. `device_bytes` is the memory of the
+    smallest GPU.
     """
 
     speeds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
@@ -60,6 +62,7 @@ class EpochRates:
     data_shares: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     alone: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
     packed: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    device_bytes: float = float("inf")
 
     def add(self, row: Mapping[str, float], sharers: int = 1) -> None:
         """Add an epoch by its row; `sharers` trials, itself included, had its GPU then."""
@@ -68,6 +71,7 @@ class EpochRates:
         (self.alone if "sys/data_share" in row else self.packed).append(float(row["sys/images_per_s"]))
         if "sys/data_share" in row:
             self.data_shares.append(float(row["sys/data_share"]))
+        self.device_bytes = min(self.device_bytes, MIB * row.get(GPU_SIZE, float("inf")))
 
     def throughput(self, sharers: int = 1) -> Throughput | None:
         """Return the median speed with the deciles of the epochs, at least a factor of SPREAD apart; None for none.
@@ -99,15 +103,19 @@ class Throughputs:
     """Throughput of each cell of a sweep on one kind of hardware, as far as it is known.
 
     `macs` are a cell's multiply-adds a picture, `past` the epochs of finished trials. A cell's own epochs in this
-    session take the place of its past ones. `device_bytes` is the memory of a trial's GPU, once a trial has told it.
-    `sharers` trials share each GPU.
+    session take the place of its past ones. `sharers` trials share each GPU.
     """
 
     macs: Mapping[str, float]
     past: Mapping[str, EpochRates] = field(default_factory=dict)
     present: dict[str, EpochRates] = field(default_factory=dict)
-    device_bytes: float = float("inf")
     sharers: int = 1
+
+    @property
+    def device_bytes(self) -> float:
+        """Return the memory of the smallest GPU on which one of these epochs was trained; infinite where none was."""
+        known = (*self.past.values(), *self.present.values())
+        return min((epochs.device_bytes for epochs in known), default=float("inf"))
 
     def add(self, cell_key: str, row: Mapping[str, float], sharers: int = 1) -> None:
         """Add an epoch of this session, in which `sharers` trials had the GPU."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 MIB: Final = 1 << 20
+GPU_SIZE: Final = "sys/gpu_size_mib"  # of a row of the history
 # Kernels of a GPU: ours and cuDNN's where a step always has the same bits, cuDNN's fastest, or none of ours.
 Kernels = Literal["exact", "fastest", "torch"]
 VISIBLE: Final = "CUDA_VISIBLE_DEVICES"
@@ -151,7 +152,10 @@ class SystemUse:
         self.counted_to = time.monotonic(), time.process_time()
 
     def row(self) -> dict[str, float]:
-        """Return the cores that were busy since the last row, and the memory in MiB: now, of a GPU at most so far."""
+        """Return the cores that were busy since the last row, and the memory in MiB: now, of a GPU at most so far.
+
+        The size of the GPU stands beside it: by that packs are formed.
+        """
         (began, used), self.counted_to = self.counted_to, (time.monotonic(), time.process_time())
         seconds = max(self.counted_to[0] - began, 1e-9)
         row = {"sys/cpu_cores": (self.counted_to[1] - used) / seconds}
@@ -161,6 +165,7 @@ class SystemUse:
             import torch
 
             row["sys/gpu_memory_mib"] = torch.cuda.max_memory_allocated(self.device) / MIB
+            row[GPU_SIZE] = torch.cuda.get_device_properties(self.device).total_memory / MIB
         return row
 
 

@@ -22,7 +22,7 @@ from sweeps.execution.packing import PackPolicy
 from sweeps.execution.resources import TrialResources
 from sweeps.execution.searcher import LedgerSearcher
 from sweeps.execution.session import DriverState, Limits
-from sweeps.execution.throughput import Throughputs
+from sweeps.execution.throughput import EpochRates, Throughputs
 from sweeps.execution.watchdog import STOP_POLL, Watchdog
 from sweeps.execution.worker import train_function, work
 from sweeps.experiment import model_facts
@@ -133,8 +133,11 @@ def test_packs_form_where_batches_take_a_tenth_of_the_time_to_learn_from_them() 
     assert policy.cells == {trials[0].cell.key}, "a share of 0.1 is a ratio of 0.11, one of 0.09 of 0.099"
     assert (policy.most, policy.even, policy.memory) == (packing.MAX_MEMBERS, True, float("inf"))
     known = throughputs(trials, {0: 0.5})
-    known.device_bytes = 1e10
-    assert packing.policy_from_throughput(trials, known, gpus=0.25).memory == 2e9
+    known.add(trials[1].cell.key, {"sys/images_per_s": 100.0, "sys/gpu_size_mib": 10_000.0})
+    known.add(trials[1].cell.key, {"sys/images_per_s": 100.0})
+    assert packing.policy_from_throughput(trials, known, gpus=0.25).memory == 2_000 << 20
+    known.past = {trials[0].cell.key: EpochRates(device_bytes=5e9)}  # smaller than that of this session
+    assert packing.policy_from_throughput(trials, known, gpus=0.25).memory == 1e9
 
 
 def test_packs_on_a_gpu_are_tried_and_go_on_where_they_are_faster() -> None:
@@ -145,7 +148,7 @@ def test_packs_on_a_gpu_are_tried_and_go_on_where_they_are_faster() -> None:
     known = throughputs(trials, {0: 0.01, 1: 0.01, 2: 0.01})
     for number, speed in ((0, 121.0), (1, 119.0)):
         known.add(cells[number].key, {"sys/images_per_s": speed})  # of a pack: no share of the data
-    known.device_bytes = 1e9
+    known.past = {"another": EpochRates(device_bytes=1e9)}
     policy = packing.policy_on_gpu(trials, known, 0.5, frozenset({SMALL}))
     assert policy.cells == {cells[0].key, cells[2].key}
     assert policy.unknown == {cells[3].key}

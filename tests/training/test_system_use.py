@@ -31,8 +31,11 @@ def test_memory_is_that_of_the_process_in_mebibytes(monkeypatch: pytest.MonkeyPa
     assert "sys/gpu_memory_mib" not in rows[0]
 
 
-def test_memory_of_a_gpu_is_the_most_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_gpu_is_the_most_so_far_beside_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or (3 << 20))
-    assert SystemUse(torch.device("cuda", 1)).row()["sys/gpu_memory_mib"] == 3
-    assert asked == [torch.device("cuda", 1)]
+    size = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: asked.append(device) or size)
+    row = SystemUse(torch.device("cuda", 1)).row()
+    assert (row["sys/gpu_memory_mib"], row["sys/gpu_size_mib"]) == (3, 80 << 10)
+    assert asked == [torch.device("cuda", 1)] * 2
