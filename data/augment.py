@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -73,10 +74,11 @@ def training_view(
         shift = 0
     if resized_crop or rand_augment:
         cut = _cut(images, top, left, crop, mirrored)
-        if resized_crop:
-            cut = _resized(images, _boxes(base, ids, images.shape[2], resized_crop), crop, mirrored)
-        for number in range(rand_augment):
-            cut = _changed(cut, base, ids, number, rand_magnitude)
+        with _whole_products():
+            if resized_crop:
+                cut = _resized(images, _boxes(base, ids, images.shape[2], resized_crop), crop, mirrored)
+            for number in range(rand_augment):
+                cut = _changed(cut, base, ids, number, rand_magnitude)
         cut = _normalised(cut, mean, std)
     elif shift:
         cut = _cut(_normalised(images, mean, std, shift), top + shift, left + shift, crop, mirrored)
@@ -84,6 +86,18 @@ def training_view(
         cut = _normalised(_cut(images, top, left, crop, mirrored), mean, std)
     cut = cut.to(dtype)
     return cut if light is None else cut + light.to(dtype)[:, :, None, None]
+
+
+@contextmanager
+def _whole_products() -> Iterator[None]:
+    """Let a GPU round no factor of a product to TF32, as a net may: a view is the same for all nets and at any time."""
+    matmul = torch.backends.cuda.matmul
+    precision = matmul.fp32_precision
+    matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = precision == "tf32"
 
 
 def centre_view(

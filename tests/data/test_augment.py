@@ -1,12 +1,15 @@
 """Views of pictures: the right pixels, drawn fairly, the same whatever the batch."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from scipy.stats import ks_2samp, kstest
 from torch import Tensor
 
+from crelu_data import augment
 from crelu_data.augment import (
     _OPERATION,
     OPERATIONS,
@@ -327,6 +330,29 @@ def test_a_second_operation_is_drawn_anew() -> None:
     once = _changed(images, base, ids[:64], 0, 9)
     assert not torch.equal(_changed(images, base, ids[:64], 1, 9), once)
     assert torch.equal(_changed(images, base, ids[:64], 0, 9), once)
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_products_of_a_view_are_not_rounded_whatever_the_net_before_had(
+    is_allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matmul = torch.backends.cuda.matmul
+    seen: list[bool] = []
+
+    def noted(name: str) -> Callable[..., Any]:
+        function = getattr(augment, name)
+        return lambda *values, **words: seen.append(matmul.allow_tf32) or function(*values, **words)
+
+    for name in ("_filters", "apply_operation"):
+        monkeypatch.setattr(augment, name, noted(name))
+    matmul.allow_tf32 = is_allowed
+    try:
+        view(pictures(12, 20), torch.arange(12), crop=16, resized_crop=0.5, rand_augment=1)
+        assert matmul.allow_tf32 is is_allowed
+    finally:
+        matmul.allow_tf32 = False
+    assert len(seen) > 2
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("changes", [{"resized_crop": 0.1}, {"rand_augment": 2, "shift": 2}, {"resized_crop": 0.5,
