@@ -232,7 +232,8 @@ class _SyncBatchNormFunction(torch.autograd.Function):
         """Return y; and of the whole batch mean and biased variance (c,), and the number of values per channel."""
         values = x.float()
         variance, mean = torch.var_mean(values, _not_channels(x), correction=0)
-        local = torch.cat([mean, variance, mean.new_tensor([x.numel() // x.shape[1]])])
+        # The number is written by a kernel: a copy from the host would wait for a GPU.
+        local = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
         gathered = [torch.empty_like(local) for _ in range(distributed.get_world_size())]
         distributed.all_gather(gathered, local)
         means, variances, counts = torch.split(torch.stack(gathered), [len(mean), len(mean), 1], 1)

@@ -79,3 +79,16 @@ class OpRecorder:
                 generator.set_state(state)
         self.recorded += 1
         return operations.repeat, result
+
+
+class Waits(TorchDispatchMode):
+    """Count of the operations for which a GPU makes the host wait.
+
+    They are looks at a number, histograms, which look at their range, and tensors that are made of the host's numbers.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (*LOOKS, _ATEN.bincount.default, _ATEN.lift_fresh.default)
+        return func(*args, **(kwargs or {}))

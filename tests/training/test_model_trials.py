@@ -31,6 +31,7 @@ from sweeps.training.run_trial import run_trial
 from sweeps.training.shared_batches import TEST, stream_key
 from sweeps.training.splits import open_splits
 from sweeps.training.trainer import Trainer, new_learner
+from tests.support.op_recorder import Waits
 from tests.support.trials import LARGE, SMALL, Killed, artifact_hashes, runtime_config
 
 USERS = "tests.support.user_models"
@@ -210,6 +211,22 @@ def test_batch_norms_that_a_model_freezes_stay_frozen_on_ranks() -> None:
     expected = net.train()(x)
     assert torch.equal(Ranks(0, 2).convert_batchnorm(net).train()(x), expected)
     assert net[0].num_batches_tracked == 0
+
+
+def test_a_batch_norm_of_ranks_does_not_make_the_host_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda gathered, local: gathered[0].copy_(local))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _: None)
+    x = torch.randn(4, 3, 2, 2)
+    alone, shared = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    Ranks(0, 2).convert_batchnorm(shared)
+    expected = alone(x)
+    with Waits() as waits:
+        y = shared(x)
+        y.sum().backward()
+    assert waits.count == 0
+    assert torch.allclose(y, expected, atol=1e-6)
+    assert torch.allclose(shared.running_var, alone.running_var)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("size", "crop", "views"), [(0, 64, 11), (48, 48, 11), (72, 72, 1)])

@@ -3,13 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from crelu_data.write import prepare
 from sweeps.experiment.trial import Trial
@@ -21,7 +19,7 @@ from sweeps.training.evaluate import Errors
 from sweeps.training.run_trial import run_trial
 from sweeps.training.shared_batches import HELD_OUT, PackContext, drain
 from sweeps.training.splits import open_splits
-from tests.support.op_recorder import LOOKS
+from tests.support.op_recorder import Waits
 from tests.support.trials import SMALL, runtime_config, trial_of
 
 FAMILY = "allconv with dropout"
@@ -193,16 +191,6 @@ def test_the_averaged_weights_of_the_best_epoch_are_tested(data: Path, tmp_path:
     weights = safetensors.torch.load(ledger.read(f"trials/{trial.key}/weights.safetensors") or b"")
     assert weights.keys() == averaged[2].keys()
     assert all(torch.equal(value, averaged[2][name]) for name, value in weights.items())
-
-
-class Waits(TorchDispatchMode):
-    """Count of operations for which a GPU makes the host wait: looks at a number, and a histogram at its range."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in (*LOOKS, torch.ops.aten.bincount.default)
-        return func(*args, **(kwargs or {}))
 
 
 def test_an_evaluation_does_not_wait_for_each_of_its_batches(
