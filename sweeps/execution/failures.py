@@ -79,8 +79,6 @@ def _is_same(attempt: Json, other: Json) -> bool:
 
 def may_pass(error: BaseException) -> bool:
     """Return whether an error is of memory, a device, files or a machine: another try may not meet it."""
-    import torch
+    from sweeps.training.run_trial import device_failed, out_of_memory
 
-    from sweeps.training.run_trial import out_of_memory
-
-    return isinstance(error, (*PASSING, torch.AcceleratorError)) or out_of_memory(error)
+    return isinstance(error, PASSING) or device_failed(error) or out_of_memory(error)

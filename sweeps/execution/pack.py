@@ -21,7 +21,7 @@ from sweeps.execution.messages import Notify, left
 from sweeps.experiment.trial import Trial
 from sweeps.store.ledger import Json, Ledger
 from sweeps.training.gpu.graphs import open_streams
-from sweeps.training.run_trial import out_of_memory, trial_steps
+from sweeps.training.run_trial import device_failed, out_of_memory, trial_steps
 from sweeps.training.runtime import RuntimeConfig
 from sweeps.training.shared_batches import BatchStream, PackContext, Position, Steps, stream_key
 
@@ -138,7 +138,7 @@ class _Pack:
                 fits = len(self.members) // 2
             else:
                 record_failure(self.ledger, member.trial.key, error)
-                if _is_device_error(error):
+                if device_failed(error):
                     raise
         self._remove(member, fits)
 
@@ -159,8 +159,3 @@ class _Pack:
             member.steps.close()
         for stream in self.streams.values():
             stream.close()
-
-
-def _is_device_error(error: BaseException) -> bool:
-    """Return whether an error has left the device unusable for this process."""
-    return isinstance(error, torch.AcceleratorError) and not out_of_memory(error)

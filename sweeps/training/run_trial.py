@@ -30,8 +30,13 @@ from sweeps.training.views import TEST_VIEWS
 
 # What torch says where a CPU's memory has run out: on Linux and macOS, and on Windows.
 NO_MEMORY: Final = ("can't allocate memory", "not enough memory")
-# What CUDA, cuBLAS and cuDNN say where a GPU's has run out: torch's allocator alone has an error of its own for that.
-NO_GPU_MEMORY: Final = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED")
+# What CUDA, Triton, cuBLAS and cuDNN say where a GPU's has run out: torch's allocator alone has an error of its own for
+# that.
+NO_GPU_MEMORY: Final = ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+                        "DEVICE_ALLOCATION_FAILED")  # fmt: skip
+# What Triton, cuBLAS and cuDNN say where the device has failed: torch alone has an error of its own for that.
+DEVICE_FAILED: Final = ("Triton Error [CUDA]", "_STATUS_EXECUTION_FAILED", "_STATUS_INTERNAL_ERROR",
+                        "_STATUS_MAPPING_ERROR")  # fmt: skip
 
 
 def run_trial(
@@ -119,6 +124,14 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in (*NO_MEMORY, *NO_GPU_MEMORY))
+
+
+def device_failed(error: BaseException) -> bool:
+    """Return whether an error says that the device itself has failed: this process may get no more results of it."""
+    if out_of_memory(error):
+        return False
+    is_named = any(words in str(error) for words in DEVICE_FAILED)
+    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and is_named)
 
 
 def _outcome(trainer: Trainer) -> Steps[TrialOutcome]:

@@ -115,8 +115,9 @@ def test_an_error_that_comes_again_at_the_same_place_is_not_tried_a_third_time(t
 
 @pytest.mark.parametrize(
     "error",
-    [OSError("disk"), MemoryError(), SystemExit(1), torch.OutOfMemoryError("no"), torch.AcceleratorError("CUDA error")],
-)
+    [OSError("disk"), MemoryError(), SystemExit(1), torch.OutOfMemoryError("no"), torch.AcceleratorError("CUDA error"),
+     RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")],
+)  # fmt: skip
 def test_errors_of_memory_devices_and_files_may_pass(error: BaseException, tmp_path: Path) -> None:
     assert failures(Ledger(str(tmp_path)), error, error) == [False, False]
 
