@@ -7,7 +7,7 @@
 Without a GPU it says so and ends with 0. It needs torch, NumPy, Numba, PyArrow and safetensors; pytest, FFCV and
 simplejpeg are used where they are. "roof" is the rate of matrix products in bf16, "copy" that of a copy on the device.
 What fails has a line that says why, and the rest goes on. A section that would begin after --seconds is left out, and
-80 s later all ends. The file of --json has each row as soon as it is printed. A figure with a target, on an H100 or
+70 s later all ends. The file of --json has each row as soon as it is printed. A figure with a target, on an H100 or
 H200, has it beside it, and whether it was met.
 """
 
@@ -33,7 +33,7 @@ from benchmarks.gpu.steps import profile, roof, step
 from benchmarks.gpu.streams import pictures, stream
 from benchmarks.gpu.trials import exact, trial
 
-LAST = 80.0  # seconds that the last section has
+LAST = 70.0  # seconds that the last section has
 GRACE = 10.0  # seconds of these to say how the tests went
 
 
