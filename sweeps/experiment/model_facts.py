@@ -70,7 +70,8 @@ def known_parameters(net: Net | Model, classes: int | None, results: Iterable[Js
     """
     done = [result for result in results if result is not None]
     if isinstance(net, Model):
-        return next((int(result["parameters"]) for result in done), None)
+        # A training function that never asks for the model counts none.
+        return next((int(result["parameters"]) for result in done if "parameters" in result), None)
     side = next((int(result["pictures"]["crop"]) for result in done if result.get("pictures")), None)
     return net.parameters(classes, side) if classes is not None else None
 

@@ -166,6 +166,9 @@ def test_names_and_counts_of_users_code() -> None:
     assert user_names([S2, placed, Model("nets:a")]) == ["nets:a", "acts:Squash"]
     assert known_parameters(placed, 10, [None, {"parameters": 7}]) == 7
     assert known_parameters(placed, 10, [None]) is None
+    # A training function that never asks for its model leaves no count.
+    assert known_parameters(placed, 10, [{}]) is None
+    assert known_parameters(placed, 10, [{}, {"parameters": 7}]) == 7
     assert known_parameters(S2, 10, []) == S2.parameters(10)
     assert known_parameters(S2, None, []) is None
     # A linear layer has as many as the side of the pictures makes them.
