@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from sweeps.experiment.profiles import names_paper
 from sweeps.experiment.questions.question import Question, check_questions
 from sweeps.experiment.sweep import Protocol, Sweep, check_name
 from sweeps.experiment.task_source import check_task
-from sweeps.experiment.trial import Cell
+from sweeps.experiment.trial import Cell, cell_to_json
 from sweeps.experiment.user_code import find_module
 from sweeps.experiment.wording import question_of, unknown_name
 
@@ -233,7 +234,7 @@ def launch(
     sweep = replace(declare(name, cells, protocol, options, settings, of_paper, questions), question=question)
     asked = asked_part(sweep, options)
     if options.list:
-        return show_cells(asked)
+        return show_cells(asked, settings.display.json)
     for line in notes(cells, protocol, options, settings, of_paper):
         print(line, file=sys.stderr)
     if options.rehearse:
@@ -253,8 +254,11 @@ def launch(
     return summary.code
 
 
-def show_cells(sweep: Sweep) -> ExitCode:
-    """Print the cells of a sweep, one a line."""
+def show_cells(sweep: Sweep, as_json: bool = False) -> ExitCode:
+    """Print the cells of a sweep, one a line, or as JSON."""
+    if as_json:
+        print(json.dumps([{"key": cell.key} | cell_to_json(cell) for cell in sweep.cells], indent=1))
+        return ExitCode.DONE
     width = max(len(cell.label) for cell in sweep.cells)
     for cell in sweep.cells:
         table = f"Table {cell.table}" if cell.table else ""

@@ -59,7 +59,7 @@ def parser(name: str, question: str | None, groups: Sequence[str] = (), program:
 def _add_cells(parser: argparse.ArgumentParser, groups: Sequence[str]) -> None:
     """Add the options that say what is trained."""
     add = parser.add_argument_group("what to run").add_argument
-    add("--list", action="store_true", help="show the cells and leave")
+    add("--list", action="store_true", help="show the cells, with --json as JSON, and leave")
     add("--dry-run", action="store_true", help="show what would run and what is done, and leave")
     add("--rehearse", nargs="?", type=positive_int, const=REHEARSED, default=0, metavar="STEPS",
         help=f"train each cell for some steps (default {REHEARSED}), say whether it learns, and leave")
@@ -135,6 +135,15 @@ def _add_display(parser: argparse.ArgumentParser) -> None:
     add("-q", "--quiet", action="store_true", help="only the table")
     add("-v", "--verbose", action="store_true", help="also errors that Ray and the driver recovered from")
 # fmt: on
+
+
+def refuse_empty(options: argparse.Namespace) -> None:
+    """Raise ValueError for an option with an empty value: a shell gives one for a variable that it does not know."""
+    for name, value in vars(options).items():
+        if value == "":
+            raise ValueError(
+                f"{name.replace('_', '-')} is empty: leave it out, or look whether the shell knows its variable"
+            )
 
 
 def pack_size(word: str) -> str | int:

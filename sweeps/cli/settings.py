@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from crelu_models.model import Model
 from sweeps.cli.command import Command
 from sweeps.cli.notify import notify_address
+from sweeps.cli.options import refuse_empty
 from sweeps.experiment.halving import rungs
 from sweeps.experiment.profiles import (
     EMBEDDED,
@@ -115,6 +116,7 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
     from sweeps.execution.resources import ResourceRequest
     from sweeps.execution.session import Limits
 
+    refuse_empty(options)
     output = absolute(options.output)
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     profile, dataset, banner = choose_profile(cells, options, address, of_paper)
@@ -178,6 +180,8 @@ def choose_profile(
     """
     pictures = _pictures(cells, options)
     if options.smoke_test:
+        if options.profile:
+            raise ValueError("--smoke-test is a scale of its own: leave --profile out")
         return "smoke", absolute_dataset(options.dataset or ""), SMOKE.format(pictures=pictures)
     if options.rehearse:
         # A rehearsal takes the sweep at its real size, with the pictures and the device at hand.
@@ -507,13 +511,15 @@ def protocol_of(protocol: Protocol, profile: str, options: argparse.Namespace) -
     until = options.until_decided or protocol.until
     if options.match and not protocol.single:
         raise ValueError("--match is for the Single protocol, which this sweep does not follow")
+    if options.folds and not protocol.folds:
+        raise ValueError("--folds is for a sweep with folds, and this one has none")
     return dataclasses.replace(
         protocol,
         match=options.match or protocol.match,
         seeds=1 if small else protocol.seeds,
         # The recipes of small profiles, and a rate that was said, are not chosen anew.
         rates=None if small or any(word.startswith("recipe.lr=") for word in options.set) else protocol.rates,
-        folds=protocol.folds and (folds if options.folds is None else options.folds),
+        folds=folds if options.folds is None else options.folds,
         search=search_of(protocol.search, profile, options),
         until=min(until, folds) if scales_folds else until,
     )

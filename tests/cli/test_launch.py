@@ -1,6 +1,7 @@
 """What the shared flags make of a sweep: groups of further cells, the search's ways, stale results."""
 
 import dataclasses
+import json
 import os
 import re
 from pathlib import Path
@@ -28,6 +29,7 @@ from sweeps.experiment.search import Search
 from sweeps.experiment.sweep import Protocol, Sweep, check_apart
 from sweeps.experiment.trial import Trial
 from sweeps.imagenet_placement import CELLS, CROSSED
+from sweeps.launch import show_cells
 from sweeps.report.build import NOT_ASKED
 from sweeps.store.integrity import note_damage
 from sweeps.store.lease import Drivers, Lease, claim
@@ -52,11 +54,26 @@ def test_flags_choose_how_dropout_is_searched_and_where_single_stops() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "why"), [(("--sampler", "tpe"), "--search-trials"), (("--match", "epoch"), "Single protocol")]
+    ("words", "why"),
+    [
+        (("--sampler", "tpe"), "--search-trials"),
+        (("--match", "epoch"), "Single protocol"),
+        (("--folds", "3"), "a sweep with folds"),
+    ],
 )
 def test_flags_that_a_sweep_has_no_use_for_are_refused(words: tuple[str, ...], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         asked(*words, protocol=Protocol())
+
+
+def test_no_folds_may_be_asked_for_of_a_sweep_without_folds() -> None:
+    assert asked("--folds", "0", protocol=Protocol()) == Protocol()
+
+
+def test_the_cells_are_listed_as_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    show_cells(Sweep("s", "paper", WIDTH[:2]), as_json=True)
+    listed = json.loads(capsys.readouterr().out)
+    assert [(cell["key"], cell["label"]) for cell in listed] == [(cell.key, cell.label) for cell in WIDTH[:2]]
 
 
 def test_crossed_cells_part_optimiser_and_dropout_from_placement() -> None:
