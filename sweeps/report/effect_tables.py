@@ -101,7 +101,7 @@ def rank_chance(contrast: Contrast) -> str:
 def spread_notes(contrasts: Sequence[Contrast]) -> tuple[str, ...]:
     """Return what a reader has to know of differences without an interval, and of those without Wilcoxon's p."""
     paired = [contrast for contrast in contrasts if contrast.basis in ("seeds", "folds")]
-    notes = ("No interval where all differences are equal: their spread is not known.",)
+    notes = ("No interval where all differences are equal: their spread is not known, and their p is Wilcoxon's.",)
     ranked = (f"No Wilcoxon p of fewer than {RANKED} pairs: it cannot be below .05.",)
     has_few = any(math.isfinite(contrast.rank_p) and contrast.n < RANKED for contrast in paired)
     return notes * any(contrast.lacks_spread for contrast in paired) + ranked * has_few

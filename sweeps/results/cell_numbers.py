@@ -104,7 +104,8 @@ def pictures(dataset: str) -> str:
 def digits(metric: str, value: float) -> int:
     """Return with how many decimals a value of a metric is written, or one that is compared with it."""
     if metric == PARAMETERS:
-        return 3
+        # Of a net of few thousands two digits.
+        return max(3, 1 - math.floor(math.log10(value))) if value > 0 else 3
     return 2 if metric in NAMES else decimals(value)
 
 
@@ -337,6 +338,8 @@ def number(cell: CellResults | None, metric: str) -> CellNumber:
     if cell is None:
         return CellNumber(metric, average(()), UNKNOWN, (), ())
     if metric == PARAMETERS:
+        if not math.isfinite(cell.parameters):
+            return CellNumber(metric, average(()), UNKNOWN, (), ())
         trained = tuple(run for run in cell.runs if run.result)
         return CellNumber(metric, average([cell.parameters]), UNKNOWN, (cell.parameters,), trained)
     pairs = tuple(runs_of(cell, metric).values())

@@ -41,7 +41,7 @@ FALLS: Final = (
 # By letter: what it is called, and the sentence below the table.
 MARKS: Final = {
     "d": ("diverged", "a training diverged or died, after all its restarts: it counts with the error of chance"),
-    "m": ("missing", "a training failed at all its attempts: it is missing, and n says how many there are"),
+    "m": ("missing", "a training failed at all its attempts, or has a damaged file: n leaves it out"),
     "c": ("cut short", "given up before all of its trainings; the failures or its search name the reason"),
     "r": ("restarted", "a training diverged or died and was begun anew with another seed"),
     "u": ("under-trained", FALLS.format("the held-out error of most of its curves fell", f"{FALL:g} points")),

@@ -130,6 +130,8 @@ def test_dry_run_shows_every_declared_cell_and_counts_what_is_asked_for(
     assert unasked == {cell.label for cell in part.others}
     assert rows[first.cell.label].split()[2:] == [*"1..1....", "not", "asked", "for"]
     assert "6 trials, 6 of them to train" in "\n".join(lines)
+    # A cell of this sweep; others may have been trained here.
+    assert "no forecast: none of these cells has been trained on this hardware yet" in "\n".join(lines)
 
 
 def test_cells_that_are_not_asked_for_stay_in_plan_table_and_parquet(

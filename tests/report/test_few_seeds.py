@@ -57,6 +57,17 @@ def test_row_of_equal_trainings_says_why_it_has_no_interval(tmp_path: Path) -> N
     assert "Triangles at the edge: 2 ends of intervals, beyond the frame." in gallery.caption
 
 
+def test_p_of_equal_differences_is_said_to_be_wilcoxons(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    cells = tuple(Cell(label, S2.width(width), PICTURES.format(4), MINE) for label, width in (("one", 1), ("two", 2)))
+    sweep = Sweep("mine", "paper", cells, Protocol(seeds=4))
+    make(ledger, sweep, lambda trial: Made({TOP1: 20.0 + 3.0 * trial.seed**2 + (trial.cell.label == "two")}))
+    table = document(ledger, read_sweep(ledger, "mine")).tables["cells-embedded-mine-effects"]
+    assert [entry.text for entry in table.rows[0]][table.columns.index("p (Holm)")] == ".125"  # 2 of 2^4 orders of signs
+    said = "No interval where all differences are equal: their spread is not known, and their p is Wilcoxon's."
+    assert said in table.notes
+
+
 @pytest.mark.parametrize("seeds", [5, 6])
 def test_wilcoxon_has_no_p_where_it_could_not_be_below_the_level(tmp_path: Path, seeds: int) -> None:
     table = report(tmp_path, seeds).tables["cells-embedded-mine-effects"]

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from crelu_models.model import Model
 from crelu_models.tables import PAPER, S2
 from sweeps.cifar_width import CELLS, PROTOCOL
 from sweeps.cli.status import status
@@ -40,7 +42,7 @@ from sweeps.report.charts import size_gallery
 from sweeps.report.contents import document
 from sweeps.report.render.chart import Scatter
 from sweeps.report.tidy import tidy
-from sweeps.results.cell_numbers import groups, number, verdict_for
+from sweeps.results.cell_numbers import digits, groups, number, verdict_for
 from sweeps.results.evidence import CellResults, SweepResults, read_sweep
 from sweeps.results.paper import GAP
 from sweeps.results.statistics import wilson
@@ -314,6 +316,16 @@ def test_count_of_parameters_is_that_of_the_width_that_was_tested(tmp_path: Path
     count = CELL.net.width(0.25).parameters(10)
     assert row.parameters == count
     assert number(cell, PARAMETERS).average.mean == pytest.approx(count / 1e6)
+
+
+def test_parameters_have_two_digits_at_least_and_no_count_where_they_are_not_known(tmp_path: Path) -> None:
+    assert [digits(PARAMETERS, value) for value in (9.4, 0.031, 0.0042, 0.000131, 0.0, math.nan)] == [3, 3, 4, 5, 3, 3]
+    unknown = dataclasses.replace(CELL, net=Model("nets:small"))
+    make(Ledger(str(tmp_path)), Sweep("small", "paper", (unknown,)), lambda _: Made({TOP1: 9.0}))
+    results = read_sweep(Ledger(str(tmp_path)), "small")
+    assert number(results.cells[0], PARAMETERS).values == ()
+    counts = {line["metric"]: line["n"] for line in tidy(results)["numbers"]}
+    assert (counts[TOP1], counts[PARAMETERS]) == (1, 0)
 
 
 def test_titles_name_the_pictures_for_people(tmp_path: Path) -> None:
