@@ -194,8 +194,8 @@ def time_text(seconds: float) -> str:
 
 def forecast_before_start(plan: Plan, settings: Settings, facts: Mapping[str, DataSet]) -> str:
     """Return the forecast from what this machine has trained before, without a look at Ray."""
-    sentence = _forecast_here(plan, settings, facts).sentence(plan.remaining)
-    return sentence or "no forecast: none of these cells has been trained on this hardware yet; it comes with the first epochs"
+    none = "no forecast: none of these cells has been trained on this hardware yet; it comes with the first epochs"
+    return _forecast_here(plan, settings, facts).sentence(plan.remaining) or none
 
 
 def hours_per_training(plan: Plan, settings: Settings, labels: Collection[str], facts: Mapping[str, DataSet]) -> float:

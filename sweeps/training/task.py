@@ -274,7 +274,8 @@ class Run:
     def _check_finite(self, row: Row, when: str) -> None:
         for name, value in row.items():
             if not abs(value) <= LARGEST:
-                self._divergence = f"{name} is {'not a number' if math.isnan(value) else f'{value:g}'} {when}"
+                beyond = f", beyond {LARGEST:g}," if math.isfinite(value) else ""
+                self._divergence = f"{name} is {'not a number' if math.isnan(value) else f'{value:g}'}{beyond} {when}"
                 raise DivergedError(self._divergence)
 
     def _send(self) -> None:

@@ -63,7 +63,7 @@ def test_p_of_equal_differences_is_said_to_be_wilcoxons(tmp_path: Path) -> None:
     sweep = Sweep("mine", "paper", cells, Protocol(seeds=4))
     make(ledger, sweep, lambda trial: Made({TOP1: 20.0 + 3.0 * trial.seed**2 + (trial.cell.label == "two")}))
     table = document(ledger, read_sweep(ledger, "mine")).tables["cells-embedded-mine-effects"]
-    assert [entry.text for entry in table.rows[0]][table.columns.index("p (Holm)")] == ".125"  # 2 of 2^4 orders of signs
+    assert [entry.text for entry in table.rows[0]][table.columns.index("p (Holm)")] == ".125"  # 2 of 2^4 signs
     said = "No interval where all differences are equal: their spread is not known, and their p is Wilcoxon's."
     assert said in table.notes
 

@@ -256,6 +256,15 @@ def test_returned_number_that_is_none_is_a_divergence_too(data: Path, tmp_path: 
     assert trained(task_trial("values"), data, tmp_path)["status"] == "diverged"
 
 
+def test_number_too_large_for_any_metric_is_a_divergence_that_says_so(data: Path, tmp_path: Path) -> None:
+    own_tasks.VALUES |= {"rows": [], "returned": {"test/right": 0.5, "test/operations": -3.6e13}}
+    result = trained(task_trial("values"), data, tmp_path)
+    assert result["status"] == "diverged"
+    assert result["events"] == ["test/operations is -3.6e+13, beyond 1e+12, in what was returned"] * 2
+    own_tasks.VALUES |= {"returned": {"test/right": 0.5, "test/operations": 1e12}}
+    assert trained(task_trial("values"), data, tmp_path / "next")["status"] == "finished"
+
+
 @pytest.mark.parametrize(
     ("error", "final"),
     [(KeyError("f1"), True), (ValueError("no"), True), (SystemExit(3), True), (NotImplementedError("later"), True),
