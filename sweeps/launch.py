@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ from sweeps.experiment.sweep import Protocol, Sweep, check_name
 from sweeps.experiment.task_source import check_task
 from sweeps.experiment.trial import Cell, cell_to_json
 from sweeps.experiment.user_code import find_module
-from sweeps.experiment.wording import question_of, unknown_name
+from sweeps.experiment.wording import is_line, question_of, unknown_name
 
 if TYPE_CHECKING:
     from sweeps.report.loaded import Results
@@ -191,11 +192,18 @@ def check_decidable(name: str, questions: Sequence[Question], cells: Sequence[Ce
 
 
 def check_cells(name: str, *groups: Sequence[Cell]) -> None:
-    """Raise ValueError where a page hands over a name that no title can have, or something else than cells, or none."""
+    """Raise ValueError where a page hands over a name that no title can have, or something else than cells, or none.
+
+    Also where a label or a level of a factor is no line of text, which no table or chart could show.
+    """
     check_name(name)
     for cells in groups:
         if not isinstance(cells, Sequence) or not all(isinstance(cell, Cell) for cell in cells):
             raise ValueError(f"the cells of {name} are a list of Cell, as in [Cell(...), Cell(...)], not {cells!r:.80}")
+    for cell in itertools.chain(*groups):
+        for word in (cell.label, *(level for _, level in cell.factors if isinstance(level, str))):
+            if not is_line(word):
+                raise ValueError(f"the label of a cell, and a level in words, is one line of text, not {word!r:.80}")
     if not groups[0]:
         raise ValueError(f"{name} has no cell: it needs at least one")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -13,6 +14,13 @@ ELLIPSIS: Final = "…"
 def count(n: int, noun: str) -> str:
     """Return a number of things: 1 cell, 2 cells, 3 studies."""
     return f"{n:,} {plural(n, noun)}"
+
+
+def is_line(text: object) -> bool:
+    """Return whether this is a line of text with a letter that is seen, and without control characters."""
+    if not isinstance(text, str) or not text.strip():
+        return False
+    return text.splitlines() == [text] and all(unicodedata.category(sign) != "Cc" for sign in text)
 
 
 def plural(n: int, noun: str) -> str:

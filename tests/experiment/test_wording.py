@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.experiment.wording import count, plural, question_of
+from sweeps.experiment.wording import count, is_line, plural, question_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NOUNS = (
@@ -67,6 +67,16 @@ def test_count_is_plain_english(n: int, noun: str, words: str) -> None:
 ])  # fmt: skip
 def test_question_of_a_page_is_its_first_line_to_the_end_of_the_sentence(docstring: str | None, question: str) -> None:
     assert question_of(docstring) == question
+
+
+@pytest.mark.parametrize("text", ["a", "é 猫", "a\u3000b", "x1 (w=0.5)", " a "])
+def test_a_line_has_letters_of_any_script(text: str) -> None:
+    assert is_line(text)
+
+
+@pytest.mark.parametrize("text", ["", " ", "a\nb", "a\n", "a\tb", "\x1b[2J", "a\u2028b", 5, None])
+def test_no_line_is_empty_several_or_has_control_characters(text: object) -> None:
+    assert not is_line(text)
 
 
 def test_rule_sees_what_it_is_for() -> None:
