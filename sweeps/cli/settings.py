@@ -180,8 +180,6 @@ def choose_profile(
     """
     pictures = _pictures(cells, options)
     if options.smoke_test:
-        if options.profile:
-            raise ValueError("--smoke-test is a scale of its own: leave --profile out")
         return "smoke", absolute_dataset(options.dataset or ""), SMOKE.format(pictures=pictures)
     if options.rehearse:
         # A rehearsal takes the sweep at its real size, with the pictures and the device at hand.

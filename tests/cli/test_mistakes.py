@@ -52,7 +52,6 @@ MISTAKES = [
     ("sweeps.cifar_width --dataset=", "dataset is empty"),
     ("sweeps.cifar_width --data-dir ''", "data-dir is empty"),
     ("sweeps.imagenet_placement --folds 3", "--folds is for a sweep with folds"),
-    ("sweeps.cifar_width --smoke-test --profile paper", "--smoke-test is a scale of its own: leave --profile out"),
     ("sweeps.cifar_width --profile paper --register ..", "begins with no dot"),
     # --set: names and values
     ("sweeps.cifar_width --set recipe.learning_rate=0.1", "did you mean 'recipe.lr'?"),
