@@ -29,7 +29,7 @@ import torch
 from benchmarks.gpu.bench import ROOT, TINY, Bench, free, section_line, versions
 from benchmarks.gpu.kernels import activations
 from benchmarks.gpu.packs import pack, serve
-from benchmarks.gpu.steps import profile, roof, step
+from benchmarks.gpu.steps import compiled, profile, roof, step
 from benchmarks.gpu.streams import pictures, stream
 from benchmarks.gpu.trials import exact, trial
 
@@ -59,8 +59,8 @@ def tests(bench: Bench) -> None:
 
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
-    "roof": roof, "exact": exact, "step": step, "activations": activations, "pack": pack, "pictures": pictures,
-    "stream": stream, "trial": trial, "profile": profile, "tests": tests,
+    "roof": roof, "exact": exact, "step": step, "profile": profile, "activations": activations, "pack": pack,
+    "pictures": pictures, "stream": stream, "trial": trial, "tests": tests, "compiled": compiled,
 }  # fmt: skip
 
 

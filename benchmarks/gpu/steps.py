@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from crelu_models.compiled import Compiled
 from sweeps.training.evaluate import autocast_type
 from sweeps.training.gpu.casts import CastNet
 
+COMPILING_SECONDS = 60.0  # before the end of all, for one more net
 COMPILED = ("allconv CReLU", "VGG", "All-CNN-B 1,4,7 of 256")  # a compilation takes half a minute
 # Kinds of work on a device, by what names of kernels hold: the first that fits.
 KINDS = (
@@ -48,32 +50,53 @@ def roof(bench: Bench) -> None:
 
 
 def step(bench: Bench) -> None:
-    """Measure a step of each family on pictures that are there: eager, replayed, and for some compiled.
+    """Measure a step of each family on pictures that are there: eager, and replayed in three ways.
 
-    In "torch's graph" no kernel of ours is taken. "fastest" and "compiled" are what `--kernels fastest` has to choose
-    from: with the fastest kernels of cuDNN and sums of biases by ours, as it is, or by torch.compile.
+    In "torch's graph" no kernel of ours is taken. "fastest" has cuDNN's fastest kernels, and our order of the sums of
+    biases.
     """
-    for name, family in bench.families.items():
-        work = 6e-9 * family.net.macs(family.classes, family.crop) * family.batch
-        is_compiled = name in COMPILED and bench.device.type == "cuda"
-        took: dict[str, float] = {}
-        for form in ("eager", "torch's graph", "graph", "fastest", *(["compiled"] if is_compiled else [])):
-            with (
-                section_line(bench, "step", f"{name}, {form}"),
-                torch_alone(form == "torch's graph"),
-                fastest(form in ("fastest", "compiled")),
-            ):
-                learner, images, labels = bench.learner(name, form != "eager")
-                if form == "compiled":
-                    dynamo.counters.clear()
-                    learner.net = CastNet(Compiled(learner.model), autocast_type(learner.precision))
-                took[form] = bench.seconds(lambda learner=learner, x=images, y=labels: learner.step(x, y))
-                share = 100 * 1e9 * work / took[form] / bench.flops
-                by_torch = took.get("torch's graph") if form == "graph" else None
-                bench.say("step", f"{name}, {form}", ms=1e3 * took[form], pictures_s=family.batch / took[form],
-                          roof_percent=share, **({"over_torch": by_torch / took[form]} if by_torch else {}),
-                          **(compiled_of() if form == "compiled" else {}), steps_by=learner.steps_by)  # fmt: skip
-            free(bench)
+    for name in bench.families:
+        measured(bench, name, "eager")
+        by_torch = measured(bench, name, "torch's graph")
+        measured(bench, name, "graph", by_torch)
+        measured(bench, name, "fastest")
+
+
+def compiled(bench: Bench) -> None:
+    """Measure steps of some families by torch.compile, the other ones that `--kernels fastest` has to choose from."""
+    for name in COMPILED:
+        if bench.device.type != "cuda":
+            bench.say("compiled", name, result="left out: it needs a GPU")
+        elif time.perf_counter() > bench.ends - COMPILING_SECONDS:
+            bench.say("compiled", name, result="left out: the time is over")
+        else:
+            measured(bench, name, "compiled")
+
+
+def measured(bench: Bench, name: str, form: str, by_torch: float | None = None) -> float | None:
+    """Measure a step of a family in one form, and say so; return its seconds, or None where it fails.
+
+    `by_torch` are the seconds of a graph without kernels of ours.
+    """
+    family = bench.families[name]
+    work = 6e-9 * family.net.macs(family.classes, family.crop) * family.batch
+    took: float | None = None
+    with (
+        section_line(bench, "step", f"{name}, {form}"),
+        torch_alone(form == "torch's graph"),
+        fastest(form in ("fastest", "compiled")),
+    ):
+        learner, images, labels = bench.learner(name, form != "eager")
+        if form == "compiled":
+            dynamo.counters.clear()
+            learner.net = CastNet(Compiled(learner.model), autocast_type(learner.precision))
+        took = bench.seconds(lambda: learner.step(images, labels))
+        bench.say("step", f"{name}, {form}", ms=1e3 * took, pictures_s=family.batch / took,
+                  roof_percent=100 * 1e9 * work / took / bench.flops,
+                  **({"over_torch": by_torch / took} if by_torch else {}),
+                  **(compiled_of() if form == "compiled" else {}), steps_by=learner.steps_by)  # fmt: skip
+    free(bench)
+    return took
 
 
 def compiled_of() -> dict[str, float | str]:

@@ -183,7 +183,7 @@ LACKING = ("ray", "mlflow", "optuna", "ffcv", "scipy", "psutil", "matplotlib", "
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path) -> None:
-    sections = ["roof", "exact", "step", "activations", "pack", "pictures", "stream", "trial", "profile"]
+    sections = ["roof", "exact", "step", "profile", "activations", "pack", "pictures", "stream", "trial", "compiled"]
     words = ["--device", "cpu", "--tiny", "--sections", *sections]
     code = (
         f"import runpy, sys\nsys.modules.update(dict.fromkeys({LACKING!r}))\n"
@@ -213,7 +213,7 @@ def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path
     assert {row["name"].split(", ")[1] for row in rows if row["section"] == "step"} == {
         "eager", "torch's graph", "graph", "fastest",
     }  # fmt: skip
-    assert figures["result"] == ["left out: ffcv not installed", *2 * ["left out: it needs a GPU"]]
+    assert figures["result"] == ["left out: ffcv not installed", *5 * ["left out: it needs a GPU"]]
     assert [row["kinds"].partition(" ")[0] for row in rows if row["section"] == "profile"] == ["convolutions"] * 2
     assert all(len(longest) == 12 for longest in figures["longest"])
 
