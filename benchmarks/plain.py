@@ -114,7 +114,7 @@ def plainly(model: Any) -> Any:
     from torch import nn
 
     from crelu_models.activations import CReLU
-    from crelu_models.modules import Dropout
+    from crelu_models.dropout import Dropout
 
     class Naive(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,8 @@ from crelu_models.tables import PAPER, S2, S4, S5, S6, S7, S8, S9, S10, S11, S12
 
 if TYPE_CHECKING:
     from crelu_models.activations import AVR, CReLU, activation, crelu
-    from crelu_models.modules import Dropout, build, initialise, seed_dropout
+    from crelu_models.dropout import Dropout, seed_dropout
+    from crelu_models.modules import build, initialise
     from crelu_models.placement import PlacementOption, place, places
 
 __all__ = [
@@ -59,7 +60,8 @@ __all__ = [
 # Names that need torch, by their module.
 _LAZY = {
     **dict.fromkeys(("AVR", "CReLU", "activation", "crelu"), "crelu_models.activations"),
-    **dict.fromkeys(("Dropout", "build", "initialise", "seed_dropout"), "crelu_models.modules"),
+    **dict.fromkeys(("Dropout", "seed_dropout"), "crelu_models.dropout"),
+    **dict.fromkeys(("build", "initialise"), "crelu_models.modules"),
     **dict.fromkeys(("PlacementOption", "place", "places"), "crelu_models.placement"),
 }
 

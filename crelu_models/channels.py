@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from crelu_models.modules import Dropout
+from crelu_models.dropout import Dropout
 from crelu_models.tracing import ancestors, called, channel_factor, label, module_of
 
 # Of each new channel the old one that it carries, or ~k for one that is new beside the old channel k.

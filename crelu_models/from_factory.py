@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from crelu_models.draws import seed_globals
+from crelu_models.dropout import Dropout
 from crelu_models.model import Model
-from crelu_models.modules import Dropout
 from crelu_models.named import error_text, load_named
 from crelu_models.placement import place
 from crelu_models.spec import seed_from

@@ -16,7 +16,11 @@ from crelu_models.model import Model
 from crelu_models.spec import ALIASES, Conv, Linear, Net
 
 # What a training calls.
-ROOTS = tuple(("crelu_models.modules", name) for name in ("build", "initialise", "seed_dropout"))
+ROOTS = (
+    ("crelu_models.modules", "build"),
+    ("crelu_models.modules", "initialise"),
+    ("crelu_models.dropout", "seed_dropout"),
+)
 # Dictionaries with one entry per kind of activation.
 TABLES = ("KINDS", "ENERGY", "CHANNEL_FACTOR", "ALIASES")
 _VALUE_CLASSES = ("NamedTuple", "dataclass")

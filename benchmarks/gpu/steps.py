@@ -14,9 +14,9 @@ from torch._dynamo import utils as dynamo
 from torch.backends import cudnn
 
 from benchmarks.gpu.bench import Bench, device_name, free, section_line, torch_alone
-from crelu_models.compiled import Compiled
 from sweeps.training.evaluate import autocast_type
 from sweeps.training.gpu.casts import CastNet
+from sweeps.training.gpu.compiled import Compiled
 
 COMPILING_SECONDS = 60.0  # before the end of all, for one more net
 COMPILED = ("allconv CReLU", "VGG", "All-CNN-B 1,4,7 of 256")  # a compilation takes half a minute

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from crelu_models.compiled import Compiled
 from crelu_models.draws import Draws
-from crelu_models.modules import dropout_generators, renew_generators, seed_dropout
+from crelu_models.dropout import dropout_generators, renew_generators, seed_dropout
 from crelu_models.spec import seed_from
 from crelu_models.tensors import full_state, load_full_state
 from sweeps.experiment.recipe import Recipe
 from sweeps.training.distributed import ALONE, NoBatchNorm, Ranks, constant_buffers
 from sweeps.training.evaluate import Errors, autocast, autocast_type, errors, misses, score
 from sweeps.training.gpu.casts import CastNet
+from sweeps.training.gpu.compiled import Compiled
 from sweeps.training.gpu.graphs import Call, Graphs
 from sweeps.training.gpu.race import Race
 from sweeps.training.optim import Optimiser

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from crelu_data.availability import fetch_dataset
+from crelu_models.dropout import seed_dropout
 from crelu_models.model import Model
-from crelu_models.modules import seed_dropout
 from crelu_models.named import load_named
 from crelu_models.spec import Net, seed_from
 from sweeps.experiment.code_fingerprint import cell_fingerprint, names_of

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from crelu_models.activations import activation
-from crelu_models.modules import ENERGY, INITS, Dropout, build, initialise, seed_dropout
+from crelu_models.dropout import Dropout, seed_dropout
+from crelu_models.modules import ENERGY, INITS, build, initialise
 from crelu_models.spec import CHANNEL_FACTOR, Conv, Drop, Net, Pool
 from crelu_models.tables import PAPER, S2, S4, S8, S13
 

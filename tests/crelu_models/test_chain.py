@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from crelu_models import activations
-from crelu_models.modules import build, initialise, seed_dropout
+from crelu_models.dropout import seed_dropout
+from crelu_models.modules import build, initialise
 from crelu_models.spec import Conv, Net, Pool
 from crelu_models.tables import S2, S4
 from tests.support.gpu_kernels import (

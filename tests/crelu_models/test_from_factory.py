@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from crelu_models.dropout import seed_dropout
 from crelu_models.from_factory import ModelDropout, build_model, keyed
 from crelu_models.measure_model import measure
 from crelu_models.model import Model
-from crelu_models.modules import seed_dropout
 from tests.support.user_models import Small
 
 USERS = "tests.support.user_models"

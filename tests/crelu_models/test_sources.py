@@ -16,7 +16,8 @@ import torch
 import crelu_models
 from crelu_models import activations
 from crelu_models.activations import KINDS
-from crelu_models.modules import ENERGY, build, initialise, seed_dropout
+from crelu_models.dropout import seed_dropout
+from crelu_models.modules import ENERGY, build, initialise
 from crelu_models.sources import source_of
 from crelu_models.spec import CHANNEL_FACTOR, Conv, Linear, Net
 from crelu_models.tables import PAPER, S2, S4
@@ -83,7 +84,7 @@ def test_an_edit_of_an_activation_changes_exactly_the_nets_that_use_it(
         ("modules.py", "nn.MaxPool2d if row.kind", "nn.AvgPool2d if row.kind"),
         ("chain.py", "pool.dilation != 1", "pool.dilation != 2"),
         ("gpu/activations.py", "SLOPE = 1 / 100", "SLOPE = 1 / 50"),
-        ("modules.py", "mask * (1 / (1 - rate))", "mask"),
+        ("dropout.py", "mask * (1 / (1 - rate))", "mask"),
         ("modules.py", 'seed_from("weights", seed, row.name)', 'seed_from("weights", seed)'),
         ("modules.py", "scale = math.sqrt(2 / fan_out)", "scale = math.sqrt(1 / fan_out)"),
         ("modules.py", "from torch import Tensor, nn", "from torch import Tensor\nfrom torch.ao import nn"),

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from crelu_data.datasets import dataset
 from crelu_data.write import prepare
-from crelu_models.modules import Dropout
+from crelu_models.dropout import Dropout
 from sweeps.cifar_width import CELLS
 from sweeps.cli.options import parser
 from sweeps.cli.settings import settle

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from crelu_data.write import prepare
 from crelu_models import activations
+from crelu_models.dropout import Dropout, dropout_generators, renew_generators
 from crelu_models.model import Model
-from crelu_models.modules import Dropout, dropout_generators, renew_generators
 from crelu_models.tables import S2
 from sweeps.experiment.recipe import ALLCONV, Recipe, Stage
 from sweeps.store.ledger import Ledger

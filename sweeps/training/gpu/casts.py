@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from crelu_models.chain import Chain
-from crelu_models.compiled import Compiled
+from sweeps.training.gpu.compiled import Compiled
 
 PRODUCTS = (nn.Conv2d, nn.Linear)  # autocast takes these in its own type
 

@@ -1,4 +1,4 @@
-"""Nets of ours by torch.compile, each as a whole: drawing a mask of dropout, which it cannot trace, is an operation."""
+"""Nets of ours by torch.compile, each as a whole."""
 
 from __future__ import annotations
 
@@ -8,28 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from crelu_models.modules import Dropout
+from crelu_models.dropout import Dropout, draw_for
 
-CACHE = (
-    "~/.cache/crelu-sweeps/compiled"  # of what was compiled, for the next process; TORCHINDUCTOR_CACHE_DIR is another
-)
+# What was compiled, for the next process; the variable TORCHINDUCTOR_CACHE_DIR names another folder.
+CACHE = "~/.cache/crelu-sweeps/compiled"
 # A process compiles a net for each of its trainings; torch stops at 8 of a function, and then runs it as it is.
 MOST_COMPILED = 256
-
-_drawing: list[Dropout] = []  # of the net that is called: its layers by number
-
-
-@torch.library.custom_op(
-    "crelu_models::mask", mutates_args=(), schema="(Tensor x, int number) -> Tensor",
-    tags=(torch.Tag.nondeterministic_seeded,),
-)  # fmt: skip
-def _mask(x: Tensor, number: int) -> Tensor:
-    """Return the next mask of a layer of the net that is called."""
-    mask, _ = _drawing[number].mask(x)
-    return mask
-
-
-_mask.register_fake(lambda x, number: torch.empty_like(x))  # noqa: ARG005
 
 
 class Compiled(nn.Module):
@@ -49,6 +33,6 @@ class Compiled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores of pictures."""
-        _drawing[:] = self.layers
+        draw_for(self.layers)
         scores: Tensor = self.net(x)
         return scores

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crelu_models.compiled import Compiled
-from crelu_models.modules import Dropout, build, initialise, seed_dropout
+from crelu_models.dropout import Dropout, seed_dropout
+from crelu_models.modules import build, initialise
 from crelu_models.spec import Net
 from crelu_models.tables import S2, S4, S8
+from sweeps.training.gpu.compiled import Compiled
 
 NETS = {
     "allconv CReLU": S2.crelu(1, 2, 3).dropout(0.5, "conv2"),
