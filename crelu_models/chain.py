@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.nn import functional
 
 from crelu_models.activations import kernels_for, layout
+from crelu_models.dropout import Dropout
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -16,8 +19,8 @@ class Chain(nn.Sequential):
     """Modules one after another, with the values and gradients of torch's `Sequential`, and printed as one.
 
     On a GPU a conv's bias is added by the kernel of the activation behind it, its gradient is summed in that of the
-    activation's gradient, and max pooling has a kernel of its own, where these give torch's bits and are faster. A
-    module with a hook is called as it is.
+    activation's gradient, and max pooling and dropout have kernels of their own, where these give torch's bits and are
+    faster. A module with a hook is called as it is.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,14 +30,14 @@ class Chain(nn.Sequential):
             return y
         modules = list(self)
         while modules:
-            module = modules.pop(0)
-            result = _pooled(module, x)
-            if result is None and modules:
-                result = _conv_and_activation(module, modules[0], x)
-                del modules[: result is not None]
-            if result is None:
-                result = _conv_and_activation(module, None, x)
-            x = module(x) if result is None else result
+            for count, joined in JOINED:
+                result = joined(*modules[:count], x) if len(modules) >= count else None
+                if result is not None:
+                    break
+            else:
+                count, result = 1, modules[0](x)
+            del modules[:count]
+            x = result
         return x
 
     def _get_name(self) -> str:
@@ -68,6 +71,30 @@ def _conv_and_activation(conv: nn.Module, act: nn.Module | None, x: Tensor) -> T
     return result
 
 
+def _conv(conv: nn.Module, x: Tensor) -> Tensor | None:
+    """Return a conv's output, biased by a kernel; None where none does that."""
+    return _conv_and_activation(conv, None, x)
+
+
+def _relu_and_dropout(relu: nn.Module | None, drop: nn.Module, x: Tensor) -> Tensor | None:
+    """Return the dropout of x, or of its positive part, by a kernel; None where none does that."""
+    if type(drop) is not Dropout or not drop.training or (relu is not None and type(relu) is not nn.ReLU):
+        return None
+    module = kernels_for(x)
+    if module is None or _is_watched(drop, *([] if relu is None else [relu])):
+        return None
+    if not module.accepts_dropout(x, relu is not None):
+        return None
+    mask, rate = drop.mask(x)
+    result: Tensor = module.dropped(x, mask, rate, relu is not None)
+    return result
+
+
+def _dropout(drop: nn.Module, x: Tensor) -> Tensor | None:
+    """Return the dropout of x by a kernel; None where none does that."""
+    return _relu_and_dropout(None, drop, x)
+
+
 def _pooled(pool: nn.Module, x: Tensor) -> Tensor | None:
     """Return the max pooling of x by a kernel; None where none does that."""
     if type(pool) is not nn.MaxPool2d or pool.dilation != 1 or pool.return_indices:
@@ -85,3 +112,13 @@ def _is_watched(*modules: nn.Module) -> bool:
     """Return whether calls of these modules do more than their classes say: they, or all, have a hook."""
     hooked = any("forward" in vars(module) or any(getattr(module, name) for name in HOOKS) for module in modules)
     return hooked or bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+# What a kernel of ours may do at once, by the number of modules, that first which does most.
+JOINED: tuple[tuple[int, Callable[..., Tensor | None]], ...] = (
+    (2, _conv_and_activation),
+    (2, _relu_and_dropout),
+    (1, _conv),
+    (1, _pooled),
+    (1, _dropout),
+)

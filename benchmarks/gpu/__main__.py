@@ -99,7 +99,7 @@ def main() -> int:
         bench = Bench(torch.device(options.device), Path(folder))
         if options.tiny:
             torch.set_num_threads(1)
-            small = tuple((name, (2, 4, 8, 8)) for name in ("crelu", "bias crelu", "max pool 3/2"))
+            small = tuple((name, (2, 4, 8, 8)) for name in ("crelu", "bias crelu", "max pool 3/2", "relu dropout"))
             sizes = {"families": TINY, "packs": (1,), "window": 0.01,
                      "streamed": (("VGG", 1), ("VGG", 2)), "jpeg_side": 72}  # fmt: skip
             bench = dataclasses.replace(bench, **sizes, activations=small, steps=6, pictures=200, members=2, kills=0)

@@ -65,7 +65,8 @@ ACTIVATIONS = (("crelu", (256, 96, 55, 55)), ("crelu", (128, 96, 32, 32)), ("avr
                ("crelu", (128, 96, 8, 8)), ("crelu", (64, 48, 8, 8)), ("avr", (128, 96, 8, 8)),
                ("bias relu", (256, 96, 55, 55)), ("bias relu", (128, 96, 32, 32)), ("bias crelu", (128, 96, 32, 32)),
                ("bias relu", (128, 192, 8, 8)), ("bias none", (128, 64, 32, 32)), ("max pool 3/2", (128, 96, 32, 32)),
-               ("max pool 3/2", (128, 192, 16, 16)), ("max pool 2/2", (128, 64, 32, 32)))  # fmt: skip
+               ("max pool 3/2", (128, 192, 16, 16)), ("max pool 2/2", (128, 64, 32, 32)),
+               ("dropout", (128, 64, 32, 32)), ("relu dropout", (128, 64, 32, 32)))  # fmt: skip
 
 
 # Families that learn from a stream of JPEG, and how many nets at once.

@@ -25,7 +25,8 @@ def activations(bench: Bench) -> None:
 def measure(bench: Bench, name: str, shape: tuple[int, ...]) -> None:
     """Measure an activation or a pooling by name, on a map of this shape."""
     x = torch.randn(shape, device=bench.device, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-    rival = pool_rival(name, x) if name.startswith("max pool") else activation_rival(name, x)
+    by = pool_rival if name.startswith("max pool") else dropout_rival if name.endswith("dropout") else activation_rival
+    rival = by(name, x)
     leaves = [value.requires_grad_() for value in rival.inputs]
     weight = torch.randn_like(rival.theirs(*leaves).detach())
     forms = [partial(both_ways, form, leaves, weight) for form in (rival.ours, rival.theirs)]
@@ -103,6 +104,19 @@ def pool_rival(name: str, x: Tensor) -> Rival:
     ours, theirs = (partial(form, window=window) for form in (max_pool, torch_pool))
     kept = 2 * theirs(x).numel()  # a byte for each output, written and read
     return Rival(ours if kernel == "ours" else theirs, theirs, [x], 2, kept, kernel)
+
+
+def dropout_rival(name: str, x: Tensor) -> Rival:
+    """Return dropout by a mask that is drawn already; "relu" before it stands for that in front."""
+    from crelu_models.gpu.choice import accepts_dropout, dropout_is_exact
+    from crelu_models.gpu.dropout import dropped, torch_dropped
+
+    rectified = name.startswith("relu")
+    exact = partial(dropout_is_exact, rectified, x.dtype, x.device)
+    kernel = kernel_word(x, partial(accepts_dropout, x, rectified), exact)
+    mask = torch.ones_like(x)
+    ours, theirs = (partial(form, mask=mask, rate=0.5, rectified=rectified) for form in (dropped, torch_dropped))
+    return Rival(ours if kernel == "ours" else theirs, theirs, [x], 2 + rectified, 2 * mask.nbytes, kernel)
 
 
 def both_ways(form: Callable[..., Tensor], leaves: Sequence[Tensor], weight: Tensor) -> None:

@@ -25,6 +25,8 @@ KINDS = (
     ("layouts", r"nchwToNhwc|nhwcToNchw|tensorTransform|reorder"),
     ("activations by ours", "_activation_"),
     ("pooling by ours", "_pool_forward|_pool_backward"),
+    ("dropout by ours", "_dropout_forward|_dropout_backward"),
+    ("sums by ours", "_add_parts"),
     ("pooling by torch", "(?i)max_?pool|avg_?pool"),
     ("convolutions", "(?i)conv|gemm|xmma|cutlass|cudnn|wgrad|dgrad|fprop|nvjet|addmm"),
     ("loss", "(?i)softmax|nll_?loss|cross_entropy"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from crelu_models.gpu.activations import DEFINITIONS, SINGLE, along_channels, apply, sum_of_rows
+from crelu_models.gpu.dropout import dropped, torch_dropped
 from crelu_models.gpu.language import BLOCK, INTERPRETED
 from crelu_models.gpu.pooling import Window, max_pool, torch_pool
 from crelu_models.gpu.sums import Order, any_order, torch_order
@@ -44,6 +45,40 @@ def accepts_bias(kind: str, dtype: torch.dtype, device: torch.device, form: torc
     exact = adds_bias_apart(dtype, device) and is_exact(kind, dtype, device, form, biased=True)
     # A bias alone is added as torch adds it: what may be faster is its gradient.
     return exact and (kind == "none" or is_faster(kind, dtype, device, biased=True))
+
+
+def accepts_dropout(x: Tensor, rectified: bool) -> bool:
+    """Return whether the kernels drop a part of x, or of its positive part: of a known type, and in one piece."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    if x.dtype not in FLOATS or not x.numel() or not (last or x.is_contiguous()):
+        return False
+    return dropout_is_exact(rectified, x.dtype, x.device) and dropout_is_faster(rectified, x.dtype, x.device)
+
+
+@cache
+def dropout_is_exact(rectified: bool, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether the kernels of dropout give torch's bits on a sample at several rates, value and gradient."""
+    try:
+        x, by_y, _ = sample("relu", dtype, device, torch.channels_last)
+        mask = (torch.arange(x.numel()) % 3 > 0).view(x.shape).to(x).contiguous(memory_format=torch.channels_last)
+        with _usual(device):
+            return all(
+                same_bits(*(with_gradients(partial(form, mask=mask, rate=rate, rectified=rectified), [x], by_y)
+                            for form in (dropped, torch_dropped)))
+                for rate in (0.1, 0.3, 0.4, 0.5)
+            )  # fmt: skip
+    except Exception:  # as above
+        return False
+
+
+@cache
+def dropout_is_faster(rectified: bool, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether the kernels of dropout take less time than torch's, forward and backward, on one shape."""
+    if TIMER is None:
+        return True
+    mask = _last(torch.ones(TIMED_SHAPE, dtype=dtype, device=device))
+    ours, theirs = (partial(form, mask=mask, rate=0.5, rectified=rectified) for form in (dropped, torch_dropped))
+    return _beats(ours, theirs, dtype, device)
 
 
 def order_of_sums(y: Tensor, any_is_right: bool) -> Order | None:

@@ -138,12 +138,12 @@ from collections import Counter
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from crelu_models.gpu import activations, pooling, sums
+from crelu_models.gpu import activations, dropout, pooling, sums
 
 def moves(kernel, **constants):
     names = kernel.arg_names
-    halves = "x", "y", "g", "saved", "bias", "by_x", "result"
-    types = {"places": "*u8", "sums": "*fp32"} | dict.fromkeys(halves, "*bf16")
+    halves = "x", "y", "g", "saved", "bias", "by_x", "result", "mask"
+    types = {"places": "*u8", "sums": "*fp32", "scale": "fp32"} | dict.fromkeys(halves, "*bf16")
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     # Sides of pictures are of any length.
     row = "channels" if "places" in names else "width"
@@ -160,6 +160,9 @@ for kind in activations.DEFINITIONS:
         constants = {"kind": kind, "slope": activations.SLOPE, "biased": biased, **tile}
         moves(activations._activation_forward, **constants)
         moves(activations._activation_backward, **constants, halvings=3, summed=biased)
+for rectified in (False, True):
+    for kernel in (dropout._dropout_forward, dropout._dropout_backward):
+        moves(kernel, rectified=rectified, block=1024)
 moves(sums._add_parts, high=8, wide=sums.COLUMNS, halvings=3, together=sums.TILES)
 for kernel in (activations._activation_forward, pooling._pool_forward, pooling._pool_backward):
     print(*(one.name for one in kernel.params if not one.is_constexpr and not one.do_not_specialize))

@@ -28,6 +28,7 @@ class Kernels(NamedTuple):
 
     activations: ModuleType
     sums: ModuleType
+    dropout: ModuleType
     pooling: ModuleType
     choice: ModuleType
 

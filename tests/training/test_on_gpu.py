@@ -208,7 +208,7 @@ def test_the_benchmark_of_a_gpu_needs_little_and_ends_without_one(tmp_path: Path
     assert all(0 <= percent < 100 for percent in figures["stall_percent"])
     assert all(min(figures[name]) > 0 for name in ("over_torch", "over_definition"))
     assert [row["name"].partition(" (")[0] for row in rows if row["section"] == "activations"] == [
-        "crelu", "bias crelu", "max pool 3/2",
+        "crelu", "bias crelu", "max pool 3/2", "relu dropout",
     ]  # fmt: skip
     assert {row["name"].split(", ")[1] for row in rows if row["section"] == "step"} == {
         "eager", "torch's graph", "graph", "fastest",
@@ -259,6 +259,7 @@ def test_what_fails_in_the_benchmark_of_a_gpu_has_a_row_and_the_rest_goes_on_unt
         ("activations", "crelu", ""),
         ("activations", "bias crelu", ""),
         ("activations", "max pool 3/2", failed),
+        ("activations", "relu dropout", ""),
         ("activations", "section", failed),
         ("exact", "allconv CReLU: graph, eager by torch", failed),
         ("exact", "VGG: graph, eager by torch", failed),
