@@ -130,9 +130,10 @@ class Learner:
         if self.graphs.recorder is not None and self.micro_batches == 1:
             take = partial(self._take, images, labels)
             if self.race is not None and batch == recipe.batch:
-                self.race.take(take, self.epoch, self._remaining(batch))
+                scores = self.race.take(take, self.epoch, self._remaining(batch))
             else:
-                take(self._whole_step)
+                scores = take(self._whole_step)
+            self.uncounted.append((scores, labels))
         else:
             self.model.zero_grad(set_to_none=True)
             size = -(-len(images) // self.micro_batches)
@@ -163,10 +164,10 @@ class Learner:
         epochs = self.recipe.epochs - self.epoch
         return epochs * self.steps - self.step_count if batch == self.recipe.batch else epochs
 
-    def _take(self, images: Tensor, labels: Tensor, form: Call) -> None:
-        """Take a step by one form of it, replayed from a graph where that pays."""
+    def _take(self, images: Tensor, labels: Tensor, form: Call) -> Tensor:
+        """Take a step by one form of it, replayed from a graph where that pays; return the scores."""
         seed_dropout(self.model, self.seed, self.epoch, self.step_count, 0, len(labels))
-        self.graphs.call(
+        scores = self.graphs.call(
             form,
             images,
             labels,
@@ -175,24 +176,26 @@ class Learner:
             generators=dropout_generators(self.model),
             renew=partial(renew_generators, self.model),
         )
+        assert scores is not None
+        return scores
 
-    def _whole_step(self, images: Tensor, labels: Tensor) -> None:
-        """Take a step in one part, with its errors counted; all that changes between two steps is in tensors."""
-        self._step_by(self.net, images, labels)
+    def _whole_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Take a step in one part and return the scores; all that changes between two steps is in tensors."""
+        return self._step_by(self.net, images, labels)
 
-    def _compiled_step(self, images: Tensor, labels: Tensor) -> None:
+    def _compiled_step(self, images: Tensor, labels: Tensor) -> Tensor:
         """Take the same step by the net that is compiled."""
         if self.compiled is None:
             self.compiled = CastNet(Compiled(self.model), autocast_type(self.precision))
-        self._step_by(self.compiled, images, labels)
+        return self._step_by(self.compiled, images, labels)
 
-    def _step_by(self, net: CastNet, images: Tensor, labels: Tensor) -> None:
+    def _step_by(self, net: CastNet, images: Tensor, labels: Tensor) -> Tensor:
         """Take a step by one form of the net."""
         self.model.zero_grad(set_to_none=True)
         scores = self._add_gradients(images, labels, len(labels), net)
         net.give_gradients()
-        self.sums[1:3] += misses(scores, labels)
         self._update()
+        return scores
 
     def _add_gradients(self, images: Tensor, labels: Tensor, batch: int, net: Callable[[Tensor], Tensor]) -> Tensor:
         """Add the gradients of these pictures' share of the mean cross-entropy over a batch; return the scores."""

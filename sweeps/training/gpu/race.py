@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from sweeps.training.gpu.graphs import Call, Graphs, name_of
+
+T = TypeVar("T")
 
 TRIED = 30  # replays of a form that are timed
 COMPILING_SECONDS = 30.0  # of a net; with what was compiled before, two
@@ -29,8 +32,8 @@ class Race:
         self.choice: Call | None = None
         self.verdict = ""
 
-    def take(self, take: Callable[[Call], None], epoch: int, remaining: int) -> None:
-        """Take a step of an epoch by the form whose turn it is; `remaining` ones are to come, with this.
+    def take(self, take: Callable[[Call], T], epoch: int, remaining: int) -> T:
+        """Take a step of an epoch by the form whose turn it is, and return what it gives; `remaining` are to come.
 
         What a compiler says against the net ends the race, and the step is taken as it is.
         """
@@ -38,12 +41,12 @@ class Race:
             self._time(epoch, remaining)
         form = self.choice or self.forms[len(self.seconds)]
         try:
-            take(form)
+            return take(form)
         except Exception as error:
             if form == self.forms[0]:
                 raise
             self.give_up(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
-            take(self.forms[0])
+            return take(self.forms[0])
 
     def give_up(self, why: str) -> None:
         """Take the plain form from now on."""
