@@ -14,7 +14,7 @@ from sweeps.training.gpu.graphs import open_streams
 def pack(bench: Bench) -> None:
     """Measure nets on CIFAR that train side by side: in a process on streams, and in as many processes."""
     names = [name for name in PACKED if name in bench.families]
-    streams = open_streams(bench.device, 2)
+    streams = open_streams(bench.device)
     members = []
     for number in range(max(bench.packs)):
         context = streams.member()

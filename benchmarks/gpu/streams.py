@@ -52,7 +52,7 @@ def stream(bench: Bench) -> None:
         row = f"{family} by {count} net{'s' * (count > 1)}"
         with section_line(bench, "stream", row):
             _, _, crop, _, batch = bench.families[family]
-            streams = open_streams(bench.device, count)
+            streams = open_streams(bench.device)
             members = []
             for _ in range(count):
                 context = streams.member()

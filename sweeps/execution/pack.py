@@ -79,7 +79,7 @@ class _Pack:
         self.alive = alive
         self.member_seconds = 0.0
         self.last_reading = time.monotonic()
-        device_streams = open_streams(torch.device(runtime.device), len(trials))
+        device_streams = open_streams(torch.device(runtime.device))
         self.streams = {stream_key(trial): BatchStream(device_streams) for trial in trials}
         self.leaving: set[str] = set()
         self.members = [

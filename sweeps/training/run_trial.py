@@ -20,10 +20,11 @@ from sweeps.experiment.user_code import drop_edited, use_folder
 from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.distributed import ALONE, Ranks
 from sweeps.training.evaluate import BATCH, Errors, ten_crop_scores, wrong_guesses
+from sweeps.training.gpu.graphs import open_streams
 from sweeps.training.loop import LOST, DivergedError
 from sweeps.training.result import Scores, TrialOutcome, commit_result
 from sweeps.training.runtime import RuntimeConfig, hardware, keep_memory
-from sweeps.training.shared_batches import LEARNED, TEST, PackContext, Steps, drain
+from sweeps.training.shared_batches import LEARNED, TEST, BatchStream, PackContext, Steps, drain
 from sweeps.training.splits import Splits, open_splits
 from sweeps.training.trainer import Report, Trainer
 from sweeps.training.views import TEST_VIEWS
@@ -49,7 +50,7 @@ def run_trial(
     the ledger, after epoch `config.pause_at`. ValueError for data or a checkpoint that do not fit, OSError for an
     unwritable ledger.
     """
-    context = PackContext()
+    context = PackContext(BatchStream(open_streams(torch.device(config.device))))
     try:
         return drain(trial_steps(trial, config, report, stop, context))
     finally:

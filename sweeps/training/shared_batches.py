@@ -45,13 +45,13 @@ def drain(steps: Steps[T]) -> T:
 
 
 class Streams(Protocol):
-    """Streams of a pack on its device: members run one after another, or each on a stream of its own."""
+    """Streams of a device: members of a pack run one after another, or each on its own, and batches are made on one."""
 
     def member(self) -> AbstractContextManager[object]:
         """Return a context, to be entered again and again, in which a member takes its steps."""
 
     def make(self, source: object, batch: Callable[[], T]) -> T:
-        """Return a batch for several members, from a source of batches."""
+        """Return a batch from a source of batches, for one member or several."""
 
     def give(self, source: object, batch: object) -> None:
         """Let the member that takes its step now have a batch of a source."""

@@ -340,7 +340,7 @@ def test_members_have_streams_of_their_own_and_each_batch_is_made_once_and_given
     data: Path, tmp_path: Path, uninterrupted: Hashes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams = Streams()
-    monkeypatch.setattr("sweeps.execution.pack.open_streams", lambda device, members: streams)
+    monkeypatch.setattr("sweeps.execution.pack.open_streams", lambda device: streams)
     trials = members("allconv with dropout")
     here = streaming(data, tmp_path)
     perform_pack(trials, here, quiet)

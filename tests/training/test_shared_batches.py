@@ -1,13 +1,17 @@
 """A trial's batches are its own, whatever else takes batches from the same stream."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from crelu_data.write import prepare
+from sweeps.training import run_trial
 from sweeps.training.distributed import ALONE
-from sweeps.training.shared_batches import HELD_OUT, PROBE, BatchStream
+from sweeps.training.gpu.graphs import open_streams
+from sweeps.training.shared_batches import HELD_OUT, PROBE, BatchStream, OneStream, T
 from sweeps.training.splits import open_splits
 from sweeps.training.views import Views
 from tests.support.trials import SMALL, runtime_config, trial_of
@@ -39,3 +43,31 @@ def test_trials_of_other_seeds_on_one_stream_get_their_own_batches(tmp_path: Pat
     assert held_out.ids.tolist() == splits.val_indices.tolist()
     assert probe.ids.tolist() == splits.probe_indices.tolist()
     assert not torch.equal(view[: len(other_view)], other_view[: len(view)])
+
+
+def test_a_trial_alone_has_its_batches_made_on_the_streams_of_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU they are copied and augmented while the step before is taken."""
+    prepare(SMALL, tmp_path)
+    trial = trial_of("allconv with dropout", "holdout")
+    opened: list[torch.device] = []
+    steps: list[str] = []
+
+    class Noted(OneStream):
+        def make(self, source: object, batch: Callable[[], T]) -> T:
+            steps.append("make")
+            return super().make(source, batch)
+
+        def give(self, source: object, batch: object) -> None:
+            steps.append("give")
+
+    monkeypatch.setattr(run_trial, "open_streams", lambda device: opened.append(device) or Noted())
+    assert run_trial.run_trial(trial, runtime_config(tmp_path, tmp_path / "a"), lambda *_: None) is not None
+    assert opened == [torch.device("cpu")]
+    assert len(steps) > 2 * trial.recipe.epochs
+    assert steps == ["make", "give"] * (len(steps) // 2)
+
+
+def test_a_cpu_has_one_stream() -> None:
+    assert type(open_streams(torch.device("cpu"))) is OneStream

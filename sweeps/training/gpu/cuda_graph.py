@@ -101,9 +101,10 @@ class CudaRecorder:
 
 
 class CudaStreams:
-    """Streams of a pack on one GPU: its members' work runs side by side, and its batches are made on another.
+    """Streams of a trial or a pack on one GPU: members' work runs side by side, and batches are made on another stream.
 
-    A batch's memory is used again when all members have done with it; `AHEAD` batches of each source may be under way.
+    A batch is copied to the GPU and augmented there while the step before it is taken. Its memory is used again when
+    all members have done with it; `AHEAD` batches of each source may be under way.
     """
 
     AHEAD = 4

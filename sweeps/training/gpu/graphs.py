@@ -180,9 +180,9 @@ def open_graphs(device: torch.device, why_not: str) -> Graphs:
     return Graphs(CudaRecorder(device))
 
 
-def open_streams(device: torch.device, members: int) -> Streams:
-    """Return the streams for a pack on `device`."""
-    if device.type != "cuda" or members < 2:
+def open_streams(device: torch.device) -> Streams:
+    """Return the streams for a trial or a pack on `device`."""
+    if device.type != "cuda":
         return OneStream()
     from sweeps.training.gpu.cuda_graph import CudaStreams
 
