@@ -130,7 +130,7 @@ class Learner:
         if self.graphs.recorder is not None and self.micro_batches == 1:
             take = partial(self._take, images, labels)
             if self.race is not None and batch == recipe.batch:
-                scores = self.race.take(take, self.epoch, self._remaining(batch))
+                scores = self.race.take(take, self._remaining(batch))
             else:
                 scores = take(self._whole_step)
             self.uncounted.append((scores, labels))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 from typing import TypeVar
 
 from sweeps.training.gpu.graphs import Call, Graphs, name_of
@@ -26,47 +27,59 @@ class Race:
         self.graphs = graphs
         self.forms = plain, compiled
         self.seconds: list[float] = []  # of a step, by the forms that were timed
-        self.epoch = -1  # of the replays that are being timed; between two epochs other work is done
-        self.began = 0.0
-        self.first = 0
+        self.replays: list[float] = []  # seconds of those of the form that is timed
         self.choice: Call | None = None
         self.verdict = ""
 
-    def take(self, take: Callable[[Call], T], epoch: int, remaining: int) -> T:
-        """Take a step of an epoch by the form whose turn it is, and return what it gives; `remaining` are to come.
+    def take(self, take: Callable[[Call], T], remaining: int) -> T:
+        """Take a step by the form whose turn it is, and return what it gives; `remaining` are to come, with this.
 
         What a compiler says against the net ends the race, and the step is taken as it is.
         """
-        if self.choice is None:
-            self._time(epoch, remaining)
-        form = self.choice or self.forms[len(self.seconds)]
-        try:
-            return take(form)
-        except Exception as error:
-            if form == self.forms[0]:
-                raise
-            self.give_up(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")
-            return take(self.forms[0])
+        if self.choice is None and self.graphs.recorder is None:
+            self.give_up("steps are not replayed")
+        if self.choice is not None:
+            return take(self.choice)
+        if not self.seconds:
+            return self._timed(take, remaining)
+        given, error = self._tried(take, remaining)
+        if given:
+            return given[0]
+        # Not while the error is handled: its trace holds all that the step has made.
+        self.give_up(error)
+        return take(self.forms[0])
 
     def give_up(self, why: str) -> None:
         """Take the plain form from now on."""
         self._end(self.forms[0], f"not compiled: {why}")
 
-    def _time(self, epoch: int, remaining: int) -> None:
-        """Begin or end the timing of a form, once it is replayed."""
+    def _tried(self, take: Callable[[Call], T], remaining: int) -> tuple[list[T], str]:
+        """Take a step by the compiled form; return what it gives, and the error that it ended with."""
+        try:
+            return [self._timed(take, remaining)], ""
+        except Exception as error:
+            return [], f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+    def _timed(self, take: Callable[[Call], T], remaining: int) -> T:
+        """Take a step by the form whose turn it is, and time it by itself once it is replayed.
+
+        Between two steps views are made and nets evaluated; and others of a pack take theirs, and compile.
+        """
         recorder = self.graphs.recorder
-        if recorder is None:
-            self.give_up("steps are not replayed")
-            return
-        replays = self.graphs.replays[name_of(self.forms[len(self.seconds)])]
+        assert recorder is not None
+        form = self.forms[len(self.seconds)]
+        replays = self.graphs.replays[name_of(form)]
         if not replays:
-            return
-        if epoch != self.epoch:
-            self.epoch, self.first, self.began = epoch, replays, recorder.now()
-        elif replays - self.first >= TRIED:
-            self.seconds.append((recorder.now() - self.began) / TRIED)
-            self.epoch = -1
+            return take(form)
+        began = recorder.now()
+        given = take(form)
+        if self.graphs.replays[name_of(form)] > replays:
+            self.replays.append(recorder.now() - began)
+        if len(self.replays) == TRIED:
+            self.seconds.append(median(self.replays))  # a stage of the decay begins with another recording
+            self.replays.clear()
             self._judge(remaining)
+        return given
 
     def _judge(self, remaining: int) -> None:
         """Decide, where all that is needed was timed."""
