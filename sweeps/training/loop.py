@@ -175,6 +175,7 @@ class Learner:
             constants=self.recipe.decay(self.epoch),
             generators=dropout_generators(self.model),
             renew=partial(renew_generators, self.model),
+            optional=form == self._compiled_step,
         )
         assert scores is not None
         return scores

@@ -174,6 +174,26 @@ def test_generators_are_renewed_after_a_recording_that_failed() -> None:
     assert graphs.why_not == "ValueError: a net's own error"
 
 
+def test_an_optional_recording_that_fails_leaves_the_others_theirs() -> None:
+    graphs = Graphs(OpRecorder())
+    renewed: list[int] = []
+
+    def looks(x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+    for _ in range(5):
+        graphs.call(torch.neg, torch.ones(2), remaining=1000)
+    for _ in range(3):
+        graphs.call(looks, torch.ones(2), remaining=1000, optional=True)
+    with pytest.raises(RuntimeError, match="capturing"):
+        graphs.call(looks, torch.ones(2), remaining=1000, renew=lambda: renewed.append(1), optional=True)
+    assert renewed == [1]
+    for _ in range(5):  # recorded again, since it may draw from other generators now
+        graphs.call(torch.neg, torch.ones(2), remaining=1000)
+    assert graphs.replays == {"neg": 2 + 2}
+    assert (graphs.failure, graphs.mode(torch.neg)) == ("", "graph")
+
+
 def test_a_training_that_diverges_under_replays_is_seen() -> None:
     learner = make_learner(dataclasses.replace(SGD, clip_norm=0.0, warmup_epochs=0.0, lr=1e30), OpRecorder())
     with pytest.raises(DivergedError, match="epoch 1"):

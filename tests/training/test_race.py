@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crelu_models.dropout import dropout_generators
 from crelu_models.modules import build, initialise
 from crelu_models.tables import S4
 from sweeps.experiment.recipe import VGG
@@ -27,12 +28,15 @@ class Clock:
     time = 0.0
     step = 0.0  # seconds of a call that is warmed up or recorded now
     looks = 0
+    refuses = False
 
     def warm_up(self, call: Callable[[], Any]) -> Any:
         self.time += self.step
         return call()
 
     def record(self, call: Callable[[], Tensor], _: object) -> tuple[Callable[[], Any], Tensor]:
+        if self.refuses:
+            raise RuntimeError("operation not permitted when stream is capturing")
         scores = torch.empty(0, dtype=torch.bfloat16)
         return partial(self.replay, call, scores, self.step), scores
 
@@ -210,3 +214,27 @@ def test_a_learner_that_races_takes_the_same_steps_by_either_form(compiled_calls
     assert len(raced.compiled.copies) == len(raced.net.copies) > 0
     ours, theirs = raced.tensors(), plain.tensors()
     assert [key for key, value in ours.items() if not torch.equal(value, theirs[key])] == []
+
+
+def test_a_compiled_net_that_cannot_be_recorded_leaves_the_plain_step_its_graph(
+    compiled_calls: list[torch.Size],
+) -> None:
+    learner, clock = make_learner(True)
+    clock.step = 0.1
+    drawn = torch.Generator().manual_seed(0)
+
+    def train(steps: int) -> None:
+        for _ in range(steps):
+            learner.step(torch.randn(8, 3, 32, 32, generator=drawn), torch.randint(10, (8,), generator=drawn))
+
+    replays = learner.graphs.replays
+    train(TRIED + 4 + 3)
+    held = dropout_generators(learner.model)
+    assert (len(compiled_calls), replays) == (3, {"_whole_step": TRIED + 1})
+    clock.refuses = True
+    train(1)
+    clock.refuses = False
+    train(3)
+    assert learner.steps_by == "graph; not compiled: RuntimeError: operation not permitted when stream is capturing"
+    assert replays == {"_whole_step": TRIED + 2}  # recorded again, after three steps, for the generators are others
+    assert not set(map(id, held)) & set(map(id, dropout_generators(learner.model)))

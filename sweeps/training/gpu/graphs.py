@@ -102,11 +102,13 @@ class Graphs:
         constants: Hashable = None,
         generators: Sequence[torch.Generator] = (),
         renew: Callable[[], object] = tuple,
+        optional: bool = False,
     ) -> Tensor | None:
         """Return `function(*inputs)`, replayed where that pays; `remaining` calls of this kind are to come.
 
         Recordings with other `constants` are freed. All recordings of a function draw from the same `generators`, whose
-        seeds are set before a call. `renew()` gives the function others: one that failed may hold those it has.
+        seeds are set before a call. `renew()` gives the function others: one that failed may hold those it has. Where a
+        function is `optional`, the error of its recording is raised, and other functions are recorded again.
         """
         recorder = self.recorder
         if recorder is None:
@@ -118,7 +120,7 @@ class Graphs:
             self._forget_others(name, constants)
             recording = self._recordings[key] = _Recording(constants)
         if recording.replay is None and recording.pays and recording.calls >= WARM_UP:
-            self._record(recorder, recording, function, inputs, remaining, generators, renew)
+            self._record(recorder, recording, function, inputs, remaining, generators, renew, optional)
         if recording.replay is None:
             return self._warm_up(recorder, recording, function, inputs)
         for held, value in zip(recording.inputs, inputs, strict=True):
@@ -155,6 +157,7 @@ class Graphs:
         remaining: int,
         generators: Sequence[torch.Generator],
         renew: Callable[[], object],
+        optional: bool,
     ) -> None:
         """Record a call, where that pays and the device can."""
         recording.pays = pays(remaining, recording.seconds / (WARM_UP - 1))
@@ -165,6 +168,9 @@ class Graphs:
             recording.replay, recording.result = recorder.record(lambda: function(*held), generators)
         except Exception as error:  # whatever a net does that cannot be recorded: it can still be called
             renew()
+            if optional:
+                self.clear()  # they draw from the generators of before
+                raise
             self.failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
             self.clear(self.failure)
             return
