@@ -576,7 +576,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("sum_of_rows(by_y, order, torch.float32)",
          "sum_of_rows(by_y, order, dtype).float()",
          "test_a_sample_tells_another_order_by_sums_that_are_not_rounded"),
-        ("    return order if sums_are_faster(y.dtype, y.device) else None",
+        ("    return order if sums_are_faster(kind, y.dtype, y.device) else None",
          "    return order",
          "test_an_order_is_taken_where_it_is_torchs_by_a_sample_and_faster"),
     ),

@@ -63,7 +63,7 @@ def _conv_and_activation(conv: nn.Module, act: nn.Module | None, x: Tensor) -> T
     bias = conv.bias.to(y.dtype)
     # Where cuDNN may choose by speed alone, the bits of another run are not asked for.
     any_is_right = cudnn.benchmark and not cudnn.deterministic
-    order = module.order_of_sums(y, any_is_right) if torch.is_grad_enabled() and bias.requires_grad else None
+    order = module.order_of_sums(y, kind, any_is_right) if torch.is_grad_enabled() and bias.requires_grad else None
     if layout(y) != form or (act is None and order is None):  # no sample of this layout was seen, or nothing is gained
         biased = y + bias[:, None, None]
         return biased if act is None else act(biased)

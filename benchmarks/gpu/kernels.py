@@ -83,7 +83,7 @@ def activation_rival(name: str, x: Tensor) -> Rival:
         return apply(x, kind, torch.channels_last, bias, order)
 
     kernel = kernel_word(x, partial(accepts_bias, *where), partial(is_exact, *where, biased=True))
-    order = order_of_sums(x, any_is_right=False) if kernel == "ours" else None
+    order = order_of_sums(x, kind, any_is_right=False) if kernel == "ours" else None
     form, sums = by_one_kernel if kernel == "ours" else biased, "" if order is None else ", sums in torch's order"
     inputs = [x, x[0, :, 0, 0].clone()]
     if kind == "none":  # the gradient by x is that by y, and is read for the sum alone

@@ -81,10 +81,10 @@ def dropout_is_faster(rectified: bool, dtype: torch.dtype, device: torch.device)
     return _beats(ours, theirs, dtype, device)
 
 
-def order_of_sums(y: Tensor, any_is_right: bool) -> Order | None:
-    """Return the order in which our kernels sum the gradient of a bias in front of y; None where torch sums it.
+def order_of_sums(y: Tensor, kind: str, any_is_right: bool) -> Order | None:
+    """Return the order in which our kernels sum the gradient of a bias that is added to y; None where torch sums it.
 
-    It is torch's order, unless any is right: then one of ours.
+    An activation of a kind is behind it. It is torch's order, unless any is right: then one of ours.
     """
     if y.dim() != 4 or not y.is_contiguous(memory_format=torch.channels_last):
         return None
@@ -93,7 +93,7 @@ def order_of_sums(y: Tensor, any_is_right: bool) -> Order | None:
     order = any_order(rows, channels) if any_is_right else torch_order(rows, channels, *processors(y.device))
     if order is None or not (any_is_right or sums_are_exact(order, rows, channels, y.dtype, y.device)):
         return None
-    return order if sums_are_faster(y.dtype, y.device) else None
+    return order if sums_are_faster(kind, y.dtype, y.device) else None
 
 
 @cache
@@ -119,14 +119,17 @@ def sums_are_exact(order: Order, rows: int, channels: int, dtype: torch.dtype, d
 
 
 @cache
-def sums_are_faster(dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether sums of the gradients of biases take less time in the activation's pass, on one shape."""
+def sums_are_faster(kind: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether sums of the gradients of biases take less time in the activation's pass, on one shape.
+
+    Without an activation they are that pass, and save no other one.
+    """
 
     def ours(x: Tensor, bias: Tensor) -> Tensor:
-        return apply(x, "relu", torch.channels_last, bias, order)
+        return apply(x, kind, torch.channels_last, bias, order)
 
     def theirs(x: Tensor, bias: Tensor) -> Tensor:
-        return apply(x, "relu", torch.channels_last, bias)
+        return apply(x, kind, torch.channels_last, bias)
 
     rows = math.prod(TIMED_SHAPE) // CHANNELS
     order = torch_order(rows, CHANNELS, *processors(device)) or any_order(rows, CHANNELS)

@@ -229,7 +229,7 @@ def test_a_bias_in_front_of_batch_norm_is_summed_by_a_kernel_in_the_order_of_tor
     made = launches(gpu, monkeypatch)
     orders: list[tuple[torch.Size, bool]] = []
 
-    def order_of_sums(y: Tensor, any_is_right: bool) -> Any:
+    def order_of_sums(y: Tensor, _: str, any_is_right: bool) -> Any:
         orders.append((y.shape, any_is_right))
         return gpu.sums.Order(8, 2)
 

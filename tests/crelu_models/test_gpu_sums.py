@@ -1,6 +1,7 @@
 """Sums of biases' gradients in the order in which torch adds them on a GPU."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,19 +95,41 @@ def test_an_order_is_taken_where_it_is_torchs_by_a_sample_and_faster(
     gpu: Kernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     y = torch.zeros(2, 96, 33, 33).contiguous(memory_format=torch.channels_last)
-    assert gpu.choice.order_of_sums(y, any_is_right=False) is None  # a CPU has no such order
-    assert gpu.choice.order_of_sums(y, any_is_right=True) == gpu.sums.any_order(2 * 33 * 33, 96)
-    assert gpu.choice.order_of_sums(y.contiguous(), any_is_right=True) is None
+    assert gpu.choice.order_of_sums(y, "relu", any_is_right=False) is None  # a CPU has no such order
+    assert gpu.choice.order_of_sums(y, "relu", any_is_right=True) == gpu.sums.any_order(2 * 33 * 33, 96)
+    assert gpu.choice.order_of_sums(y.contiguous(), "relu", any_is_right=True) is None
     monkeypatch.setattr(gpu.choice, "processors", lambda _: (2, 512))
-    assert gpu.choice.order_of_sums(y, any_is_right=False) is None  # a CPU's sum has other bits
+    assert gpu.choice.order_of_sums(y, "relu", any_is_right=False) is None  # a CPU's sum has other bits
     seen: list[tuple[int, int, torch.dtype]] = []
     exact = lambda _, rows, channels, dtype, __: seen.append((rows, channels, dtype)) or True  # noqa: E731
     monkeypatch.setattr(gpu.choice, "sums_are_exact", exact)
-    assert gpu.choice.order_of_sums(y, any_is_right=False) == gpu.sums.torch_order(2 * 33 * 33, 96, 2, 512)
+    assert gpu.choice.order_of_sums(y, "relu", any_is_right=False) == gpu.sums.torch_order(2 * 33 * 33, 96, 2, 512)
     assert seen == [(2 * 33 * 33, 96, torch.float32)]
-    monkeypatch.setattr(gpu.choice, "sums_are_faster", lambda *_: False)
-    assert gpu.choice.order_of_sums(y, any_is_right=False) is None
-    assert gpu.choice.order_of_sums(y, any_is_right=True) is None
+    monkeypatch.setattr(gpu.choice, "sums_are_faster", lambda kind, *_: kind == "none")
+    assert gpu.choice.order_of_sums(y, "none", any_is_right=False) is not None
+    assert gpu.choice.order_of_sums(y, "relu", any_is_right=False) is None
+    assert gpu.choice.order_of_sums(y, "relu", any_is_right=True) is None
+
+
+def test_sums_are_timed_with_the_activation_that_they_are_behind(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an activation they read the gradient once more, as torch's do; else they save that."""
+    monkeypatch.setattr(gpu.choice, "TIMED_SHAPE", (1, 96, 6, 6))
+    launch = gpu.activations._launch
+    made: list[str] = []
+
+    def noting(kernel: Any, x: torch.Tensor, bias: Any, kind: str, *tensors: Any, **named: Any) -> None:
+        made.append(f"{kind}{' summed' * ('order' in named)}")
+        launch(kernel, x, bias, kind, *tensors, **named)
+
+    monkeypatch.setattr(gpu.activations, "_launch", noting)
+    monkeypatch.setattr(gpu.choice, "TIMER", lambda call, _: call() and float(len(made)))
+    for kind in ("none", "relu"):
+        gpu.choice.sums_are_faster.cache_clear()
+        made.clear()
+        assert gpu.choice.sums_are_faster(kind, torch.float32, CPU)
+        theirs = [kind] if kind == "none" else [kind] * 2
+        assert made == [kind, kind, f"{kind} summed", *theirs]
+    gpu.choice.sums_are_faster.cache_clear()
 
 
 def test_a_sample_tells_another_order_by_sums_that_are_not_rounded(
