@@ -268,6 +268,7 @@ def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
     """Return a GPU's time of five calls, without that of their launches: a graph has none."""
     with torch.cuda.device(device):
         call()
+        torch.cuda.synchronize()  # others of a pack have streams of their own, and work there
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda._sleep(SLEEP_CYCLES)  # type: ignore[no-untyped-call]
         begin.record()

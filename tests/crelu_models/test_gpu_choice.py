@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +130,31 @@ def test_the_faster_is_taken_of_two_that_give_equal_bits(gpu: Kernels, monkeypat
         assert [value.shape for value in calls] == [(1, 3, 6, 6)] * 2 + [(1, 3, 6, 6), (3,)] * 2 + [(1, 3, 6, 6)] * 2
     for choice in (gpu.choice.is_faster, gpu.choice.pool_is_faster):
         choice.cache_clear()
+
+
+def test_a_timing_waits_for_all_streams_and_counts_no_launches(gpu: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pack the kernels of other nets would run beside the first of the two that are compared."""
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            done.append("record")
+
+        def synchronize(self) -> None:
+            done.append("wait for the last")
+
+        def elapsed_time(self, _: Any) -> float:
+            return 7.0
+
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait for all"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: done.append("sleep"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert gpu.choice._milliseconds(lambda: done.append("call"), torch.device("cuda")) == 7.0
+    assert done == ["call", "wait for all", "sleep", "record", *["call"] * 5, "record", "wait for the last"]
 
 
 # Triton compiles for a GPU where there is none; what its interpreter takes need not compile.
