@@ -84,9 +84,13 @@ def _add_parts(  # type: ignore[no-untyped-def]
     column = tl.program_id(0) * wide + tl.arange(0, wide)[None, :]
     total = tl.full([high, wide], 0.0, tl.float32)
     for begin in range(0, parts, high * together):
+        read = ()
         for n in tl.static_range(together):
             part = begin + n * high + tl.arange(0, high)[:, None]
-            total += tl.load(sums + part * width + column, (part < parts) & (column < width), 0.0)
+            one = tl.load(sums + part * width + column, (part < parts) & (column < width), 0.0)
+            read = read + (one,)  # type: ignore[assignment]
+        for n in tl.static_range(together):
+            total += read[n]
     total = halved(total, high, wide, halvings)
     tl.store(result + column, rounded(total, result.dtype.element_ty), column < width)
 
