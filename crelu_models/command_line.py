@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import itertools
 import os
 import re
 import shlex
@@ -28,7 +29,17 @@ class Parser(argparse.ArgumentParser):
             import argcomplete
 
             argcomplete.autocomplete(self)
-        return super().parse_args(args, namespace)
+        words = sys.argv[1:] if args is None else list(args)
+        self._refuse_empty(words)
+        return super().parse_args(words, namespace)
+
+    def _refuse_empty(self, words: Sequence[str]) -> None:
+        """End with 2 where a word is empty: a shell gives such a one for a variable that it does not know."""
+        for before, word in itertools.pairwise([self.prog, *words]):
+            option, equals, value = word.partition("=")
+            if not word or (word.startswith("--") and equals and not value):
+                empty = option or f"the word behind {before}"
+                self.error(f"{empty} is empty: leave it out, or look whether the shell knows its variable")
 
     def error(self, message: str) -> NoReturn:
         """Print the sentence, with the nearest option or word, and how to see all of them."""

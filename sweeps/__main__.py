@@ -12,7 +12,6 @@ from crelu_data.streams import make_lasting
 from crelu_models.command_line import Parser, add_version, positive_int, python_command, sentence
 from sweeps.cli import explain
 from sweeps.cli.garbage import collect_rarely
-from sweeps.cli.options import refuse_empty
 from sweeps.cli.status import status
 from sweeps.cli.verbs import export_study, reconcile, show_pages, verify_resume
 from sweeps.ops import doctor, mlflow_server, spot_notice
@@ -27,7 +26,6 @@ def main() -> int:
     collect_rarely()
     options = parser(called()).parse_args()
     try:
-        refuse_empty(options)
         return int(options.verb(options))
     except (ValueError, OSError) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)

@@ -137,15 +137,6 @@ def _add_display(parser: argparse.ArgumentParser) -> None:
 # fmt: on
 
 
-def refuse_empty(options: argparse.Namespace) -> None:
-    """Raise ValueError for an option with an empty value: a shell gives one for a variable that it does not know."""
-    for name, value in vars(options).items():
-        if value == "":
-            raise ValueError(
-                f"{name.replace('_', '-')} is empty: leave it out, or look whether the shell knows its variable"
-            )
-
-
 def pack_size(word: str) -> str | int:
     """Return "auto", or how many trials a pack may have: off is 1."""
     if word == "auto":

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from crelu_models.model import Model
 from sweeps.cli.command import Command
 from sweeps.cli.notify import notify_address
-from sweeps.cli.options import refuse_empty
 from sweeps.experiment.halving import rungs
 from sweeps.experiment.profiles import (
     EMBEDDED,
@@ -116,7 +115,6 @@ def settle(cells: Sequence[Cell], options: argparse.Namespace, of_paper: bool = 
     from sweeps.execution.resources import ResourceRequest
     from sweeps.execution.session import Limits
 
-    refuse_empty(options)
     output = absolute(options.output)
     address = options.address or os.environ.get("RAY_ADDRESS") or "local"
     profile, dataset, banner = choose_profile(cells, options, address, of_paper)

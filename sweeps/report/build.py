@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from crelu_models.command_line import python_command
+from crelu_models.command_line import Parser, python_command
 from sweeps.experiment.wording import count
 from sweeps.report import grade_page, index_page
 from sweeps.report.contents import document
@@ -352,7 +352,7 @@ def _reports(options: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(prog="python -m sweeps.report.build")
+    _parser = Parser(prog="python -m sweeps.report.build")
     arguments(_parser)
     _parser.add_argument("--output", default="outputs", metavar="DIR")
     try:
