@@ -80,8 +80,9 @@ def _move_aside(path: Path) -> Path:
 def _make(path: Path) -> None:
     """Make the tables in a file of another name, and link it to its own: the first of two that do so at once stays."""
     draft = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
+    uri = sqlite_uri(str(draft))
     try:
-        client_of(sqlite_uri(str(draft))).search_experiments(max_results=1)
+        client_of(uri).search_experiments(max_results=1)
         if path.exists() and not path.stat().st_size:
             path.unlink()
         try:
@@ -91,8 +92,21 @@ def _make(path: Path) -> None:
         except OSError:  # a file system without links
             os.replace(draft, path)
     finally:
+        _close(uri)
         for suffix in ("", "-journal", "-wal", "-shm"):
             Path(f"{draft}{suffix}").unlink(missing_ok=True)
+
+
+def _close(uri: str) -> None:
+    """Close what MLflow keeps open of a database for its next client: an unfinished one would be met again.
+
+    A file that is open takes room on a full disk after it was deleted.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    engine = SqlAlchemyStore._engine_map.pop(uri, None)
+    if engine is not None:
+        engine.dispose()
 
 
 def _remove_abandoned(path: Path) -> None:

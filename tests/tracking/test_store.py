@@ -1,6 +1,7 @@
 """MLflow's store is made whole or not at all, and its troubles are told apart, in seconds and in sentences."""
 
 import os
+import resource
 import shutil
 import socket
 import sqlite3
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import OperationalError
 
 from sweeps.store.local_uris import artifacts_in, sqlite_file, sqlite_uri
 from sweeps.tracking import sqlite_store
@@ -126,6 +128,20 @@ def test_a_store_that_is_not_made_to_its_end_leaves_nothing(tmp_path: Path, monk
             prepare(tmp_path / "mlflow.db", pytest.fail)
         assert list(tmp_path.iterdir()) == []
     assert "mlflow.db" not in seen
+
+
+def test_store_that_met_a_full_disk_is_made_by_the_same_process_once_there_is_room(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, usual[1]))
+    try:
+        with pytest.raises(OperationalError, match="disk I/O error"):
+            prepare(path, pytest.fail)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert not [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(link)]
+    prepare(path, pytest.fail)
+    assert revision(path) == sqlite_store._revisions()[0]
 
 
 def test_what_a_killed_process_left_is_cleaned_up_later(empty: Path, tmp_path: Path) -> None:
