@@ -124,8 +124,8 @@ class Metric:
         return min(values, key=self.cost)
 
     def text(self, value: float) -> str:
-        """Return a value in digits: two decimals of an error in percent, else four significant digits."""
-        return f"{value:.{decimals(value)}f}" if self.is_own else f"{value:.2f}"
+        """Return a value in digits: two decimals of an error in percent, else four significant ones; no -0.0."""
+        return f"{value:z.{decimals(value)}f}" if self.is_own else f"{value:z.2f}"
 
 
 def final_name(name: str) -> str:
@@ -166,7 +166,7 @@ class Average(NamedTuple):
         """Return it in digits, as the metric's values are written."""
         digits = decimals(self.mean) if metric.is_own else 2
         spread = f" ± {self.se:.{digits}f} (n {self.n})" if math.isfinite(self.se) else ""
-        return f"{self.mean:.{digits}f}{spread}"
+        return f"{self.mean:z.{digits}f}{spread}"
 
     def __str__(self) -> str:
         return self.text()

@@ -165,7 +165,7 @@ def _size_points(group: ResultTable, row: Row, metric: str) -> Iterator[Point]:
         mean = ours.average.mean
         places = digits(metric, mean)
         interval = f" {bounds(ours.interval, places)}" if math.isfinite(ours.interval.low) else ""
-        tip = f"{row.label}: {mean:.{places}f}{interval} at {size:.3g}"
+        tip = f"{row.label}: {mean:z.{places}f}{interval} at {size:.3g}"
         yield Point(mean, row.label, tip, size, ours.interval, trials=keys(ours.runs))
 
 

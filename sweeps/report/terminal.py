@@ -300,7 +300,7 @@ def _words(number: Average, metric: Metric = PERCENT) -> str:
     if not number.n:
         return "-"
     places = decimals(number.mean) if metric.is_own else 2
-    return f"{number.mean:.{places}f}" + (f" ±{number.se:.{places}f}" if math.isfinite(number.se) else "")
+    return f"{number.mean:z.{places}f}" + (f" ±{number.se:.{places}f}" if math.isfinite(number.se) else "")
 
 
 def as_json(plan: Plan, rows: Sequence[TableRow]) -> Json:

@@ -43,7 +43,7 @@ def test_better_decides_the_order() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.83127, "0.8313"), (83.127, "83.13"), (0.00123467, "0.001235"), (3.1e-7, "0.0000003100"),
-     (1234.5, "1234.50"), (0, "0.000")],
+     (1234.5, "1234.50"), (0, "0.000"), (-0.0, "0.000")],
 )  # fmt: skip
 def test_values_have_four_digits(value: float, text: str) -> None:
     assert F1.text(value) == text
@@ -147,6 +147,7 @@ def test_numbers_of_a_cell_are_those_of_its_metric() -> None:
         "agg/test_f1_mean": 0.5, "agg/test_f1_n": 2.0, "agg/test_f1_se": pytest.approx(0.25)
     }  # fmt: skip
     assert error_text(tested, F1) == "0.5000 ± 0.2500 (n 2)"
+    assert error_text([("ablation", {"final/test_f1": -0.0})], F1) == "0.000"
     folds = [("fold", {"final/test_f1": 0.25})]
     assert error_text([*tested, *folds], F1) == "single 0.5000 ± 0.2500 (n 2), folds 0.2500"
 

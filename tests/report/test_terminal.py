@@ -1,15 +1,18 @@
 """The table of a terminal shows what others wrote as text, without a link or a colour, and cuts no number."""
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from sweeps import cifar_width
+from sweeps.experiment.metrics import Average, Metric
 from sweeps.experiment.plan import plan
 from sweeps.experiment.sweep import Protocol, Sweep
 from sweeps.report import terminal
+from sweeps.report.render.document import MINUS, plain
 from sweeps.store.ledger import Ledger
 from tests.support.sweeps import BASELINE, as_printed, make, only, unsearched
 
@@ -60,3 +63,9 @@ def test_wide_table_becomes_several_without_a_cut_number(tmp_path: Path) -> None
 )  # fmt: skip
 def test_parameters_have_two_digits_of_the_least(counts: list[int | None], words: list[str]) -> None:
     assert terminal._millions(counts) == words
+
+
+def test_zero_has_no_sign_and_a_bound_below_zero_keeps_it() -> None:
+    assert terminal._words(Average(-0.0, math.nan, 1), Metric("test/score", better="higher")) == "0.000"
+    assert plain(-0.0, 3) == "0.000"
+    assert plain(-0.0004, 3) == f"{MINUS}0.000"

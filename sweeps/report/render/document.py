@@ -132,8 +132,8 @@ class Document:
 
 
 def plain(value: float, digits: int = 2) -> str:
-    """Return a number with a true minus, a dash where it is not one."""
-    return f"{value:.{digits}f}".replace("-", MINUS) if math.isfinite(value) else NONE
+    """Return a number with a true minus, a dash where it is not one; a bound just below zero keeps its minus."""
+    return f"{value + 0.0:.{digits}f}".replace("-", MINUS) if math.isfinite(value) else NONE  # -0.0 + 0.0 is 0.0
 
 
 def signed(value: float, digits: int = 2) -> str:
