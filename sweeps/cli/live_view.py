@@ -31,7 +31,7 @@ TICK = 0.5  # seconds between two pictures, at most
 BURST = 0.05  # seconds in which news make one picture
 HEARTBEAT = 60.0  # seconds between two lines of progress, off a terminal
 WRITING = 1.0  # seconds in which a checkpoint is written
-ROOM = 8e6  # bytes free under which a disk counts as full
+ROOM = 8e6  # bytes free under which a disk counts as nearly full
 NOTEBOOK_LINES = 200  # of the view where nothing limits them
 TURN = 4.0  # seconds for which each page is shown where the cells that train need several
 # Name of a phase's trainings in a cell's row.
@@ -110,7 +110,8 @@ class SweepProgress:
             )
         if event == "failed":
             return f"{name}: failed: {news['error']}"
-        return f"{name}: {'training' if event == 'started' else 'left, to be resumed'}"
+        why = f" ({news['error']})" if news.get("error") else ""
+        return f"{name}: {'training' if event == 'started' else f'left, to be resumed{why}'}"
 
     def resume(self, trial: Trial, state: Json | None) -> None:
         """Take in where a trial that was begun goes on: the plain state of its checkpoint, unless by other code."""
@@ -253,7 +254,7 @@ class LiveView:
     def __init__(self, plan: Plan, live: bool, quiet: bool, disk: str = "") -> None:
         """Prepare a live table, or lines; `quiet` shows neither. `disk` is a folder whose free space is watched."""
         self.disk = disk
-        self.full = False
+        self.nearly_full = False
         self.where = ""  # the cluster, once it is joined
         self.hours: Callable[[], float] = lambda: 0.0
         self.waiting: Callable[[], int] = lambda: 0  # runs that MLflow still lacks, once trials no longer train
@@ -342,17 +343,21 @@ class LiveView:
         return self.over.is_set()
 
     def _watch_disk(self) -> None:
-        """Log when the ledger's disk is full, and when it has space again."""
+        """Log when the ledger's disk is nearly full, and when it has space again.
+
+        A trial trains on there until it saves a state that is larger than the rest.
+        """
         if not os.path.isdir(self.disk):
             return
         free = shutil.disk_usage(self.disk).free
-        if free < ROOM and not self.full:
+        if free < ROOM and not self.nearly_full:
             self.log(
-                f"the disk of {self.disk} is full ({free / 1e6:.0f} MB free): trials wait, and go on when there is room"
+                f"the disk of {self.disk} has {free / 1e6:.1f} MB free: a trial whose state does not fit waits to save "
+                "it, and goes on when there is room"
             )
-        elif free >= ROOM and self.full:
-            self.log(f"the disk of {self.disk} has room again; trials go on")
-        self.full = free < ROOM
+        elif free >= ROOM and self.nearly_full:
+            self.log(f"the disk of {self.disk} has room again")
+        self.nearly_full = free < ROOM
 
     def _picture(self) -> Screen:
         with self.lock:

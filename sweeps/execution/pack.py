@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -19,7 +20,7 @@ import torch
 from sweeps.execution.failures import record_failure
 from sweeps.execution.messages import Notify, left
 from sweeps.experiment.trial import Trial
-from sweeps.store.ledger import Json, Ledger
+from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.gpu.graphs import open_streams
 from sweeps.training.run_trial import device_failed, out_of_memory, trial_steps
 from sweeps.training.runtime import RuntimeConfig
@@ -137,7 +138,7 @@ class _Pack:
             if out_of_memory(error) and len(self.members) > 1:
                 fits = len(self.members) // 2
             else:
-                record_failure(self.ledger, member.trial.key, error)
+                with_room(partial(record_failure, self.ledger, member.trial.key, error), self.stop)
                 if device_failed(error):
                     raise
         self._remove(member, fits)

@@ -375,12 +375,13 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             return
         attempts = ledger.attempts(trial.key)
         if failure is not None and not self.session.stopping and not has_failed(attempts):
-            ledger.add_attempt(trial.key, failure | {"time": time.time()})
+            attempt = failure | {"time": time.time()}
+            with_room(partial(ledger.add_attempt, trial.key, attempt), lambda: self.session.stopping)
             attempts = ledger.attempts(trial.key)
         if has_failed(attempts) and not self.session.stopping:
             self._record_failure(trial, attempts[-1])
         else:
-            self._notify("left", trial, {})
+            self._notify("left", trial, failure or {})
             if self.session.stopping or not retry:
                 self.set_aside.add(trial.key)
             else:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from sweeps.execution.failures import attempt_of, record_failure
 from sweeps.execution.messages import Assignment, Message, Notify, left
@@ -15,7 +16,7 @@ from sweeps.execution.watchdog import Watchdog, stop_signal
 from sweeps.experiment.task_source import TaskFailedError
 from sweeps.experiment.trial import Trial, trial_from_json
 from sweeps.experiment.user_code import use_folder
-from sweeps.store.ledger import Json, Ledger
+from sweeps.store.ledger import Json, Ledger, with_room
 from sweeps.training.runtime import RuntimeConfig
 
 # Torch is imported inside functions here: the driver imports this module, and never pays for torch.
@@ -27,8 +28,8 @@ Train = Callable[[Trial, RuntimeConfig, Report, Callable[[], bool]], Json | None
 def work(assignment: Assignment, notify: Notify) -> None:
     """Train the trials of an assignment.
 
-    All failures go to the ledger, and those that may pass are raised too: Tune then starts the worker again. What
-    cannot be read or imported here fails at once. Nothing is imported where the driver has asked to stop by then.
+    All failures go to the ledger, and those that may pass are raised too: Tune then starts the worker again. A ledger
+    that is full or away is waited for. What cannot be read or imported here fails at once. Nothing is imported where the driver has asked to stop by then.
     """
     contents: list[Json] = [json.loads(text) for text in assignment["trials"]]
     runtime = RuntimeConfig(**assignment["runtime"])
@@ -42,8 +43,9 @@ def work(assignment: Assignment, notify: Notify) -> None:
         with collector_off():
             train = train_function(assignment["work"], runtime.ranks, trials[0].cell.task)
     except (Exception, SystemExit) as error:
+        attempt = attempt_of(error, final=True)
         for content in contents:
-            ledger.add_attempt(content["key"], attempt_of(error, final=True))
+            with_room(partial(ledger.add_attempt, content["key"], attempt), stop)
         return
     if stop():
         return
@@ -109,14 +111,20 @@ def _train_one(
     def leave() -> bool:
         return stop() or (probe and reported)
 
+    def is_last(error: BaseException, *, is_fault: bool = False) -> bool | None:
+        return with_room(partial(record_failure, ledger, trial.key, error, is_fault=is_fault), stop)
+
     try:
-        with Watchdog(ledger, [trial.key], runtime.hang_seconds) as watchdog:
+        guarding = with_room(partial(Watchdog, ledger, [trial.key], runtime.hang_seconds), stop)
+        if guarding is None:
+            return
+        with guarding as watchdog:
             train(trial, runtime, report, watchdog.wrap(leave))
     except TaskFailedError as failure:
-        if not record_failure(ledger, trial.key, failure.cause, is_fault=failure.final):
+        if not is_last(failure.cause, is_fault=failure.final):
             raise RuntimeError(str(failure)) from None  # the cause may be of a class that the driver has not
     except (Exception, SystemExit) as error:
-        if not record_failure(ledger, trial.key, error):
+        if not is_last(error):
             raise
 
 
@@ -143,11 +151,15 @@ def _train_pack(
         if "over" in message:
             # The note comes first: after the message the driver may start the trial elsewhere.
             gone.add(message["key"])
-            ledger.write_note(note, {"left": sorted(gone)})
+            with_room(partial(ledger.write_note, note, {"left": sorted(gone)}), stop)
         notify(message)
 
     members = [trial for trial in trials if trial.key not in gone]
-    with Watchdog(ledger, [trial.key for trial in members], runtime.hang_seconds, name) as watchdog:
+    keys = [trial.key for trial in members]
+    guarding = with_room(partial(Watchdog, ledger, keys, runtime.hang_seconds, name), stop)
+    if guarding is None:
+        return
+    with guarding as watchdog:
         # A member that has failed, or ended the process before, leaves: it must not end the others again.
         suspects = [trial for trial in members if ledger.attempts(trial.key)]
         for trial in suspects:

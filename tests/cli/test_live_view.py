@@ -1,6 +1,7 @@
 """What a person is told of a running sweep: totals that hold, parts of each cell, and what they come to."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,15 @@ def test_training_that_measured_nothing_says_no_number(tmp_path: Path) -> None:
     assert "s0: done after 2 epochs, 3600 s (diverged)" in progress.apply("done", Trial(BASELINE), lost)
 
 
+def test_trial_that_was_left_after_an_error_says_which(tmp_path: Path) -> None:
+    progress = SweepProgress(plan(SWEEP, Ledger(str(tmp_path)), {}))
+    lost = {"error": "the worker process died 5 times", "final": False}
+    assert progress.apply("left", Trial(BASELINE), lost).endswith(
+        "left, to be resumed (the worker process died 5 times)"
+    )
+    assert progress.apply("left", Trial(BASELINE), {}).endswith("left, to be resumed")
+
+
 def test_head_tells_how_many_runs_mlflow_lacks_while_they_are_sent(tmp_path: Path) -> None:
     view = LiveView(plan(SWEEP, Ledger(str(tmp_path)), {}), live=False, quiet=True)
     assert [part for part in view._picture().head if "MLflow" in part] == []
@@ -186,3 +196,19 @@ def test_head_counts_the_questions_that_are_decided(tmp_path: Path) -> None:
     progress.decided = lambda: 1
     assert progress.count_words()[2] == "1 of 2 questions decided"
     assert not any("question" in word for word in SweepProgress(plan(SWEEP, Ledger(str(tmp_path)), {})).count_words())
+
+
+def test_nearly_full_disk_is_told_once_and_no_trial_is_said_to_wait_that_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = LiveView(plan(SWEEP, Ledger(str(tmp_path)), {}), live=False, quiet=False, disk=str(tmp_path))
+    usage = shutil.disk_usage(tmp_path)
+    for free in (9e6, 1.25e6, 1e6, 9e6, 9e6):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=int(free)))
+        view._watch_disk()
+    nearly_full, again = (line.partition(" ")[2] for line in capsys.readouterr().err.splitlines())
+    assert nearly_full == (
+        f"the disk of {tmp_path} has 1.2 MB free: a trial whose state does not fit waits to save it, and goes on when "
+        "there is room"
+    )
+    assert again == f"the disk of {tmp_path} has room again"

@@ -48,8 +48,10 @@ MISTAKES = [
     ('sweeps.cifar_width --profile paper --register "it\'s"', "has no / : or '"),
     ("sweeps.cifar_width --profile paper --register ' '", "a model's name is not empty"),
     ("sweeps.cifar_width --profile paper --register ''", "the word behind --register is empty"),
-    ("sweeps.cifar_width --output ''",
-     "the word behind --output is empty: leave it out, or look whether the shell knows its variable"),
+    (
+        "sweeps.cifar_width --output ''",
+        "the word behind --output is empty: leave it out, or look whether the shell knows its variable",
+    ),
     ("sweeps.cifar_width --dataset=", "error: --dataset is empty"),
     ("sweeps.cifar_width --only 'Baseline*' ''", "the word behind Baseline* is empty"),
     ("sweeps.imagenet_placement --folds 3", "--folds is for a sweep with folds"),

@@ -1,6 +1,7 @@
 """What cannot be read, imported or built on a worker is on the ledger at once, with the line of the user's code."""
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,29 @@ def test_a_fault_in_a_forward_pass_ends_its_trial_at_once(members: int, data: Pa
         assert attempt["error"].startswith("TypeError: 'NoneType' object is not callable (user_models.py, line ")
         assert attempt["final"]
         assert failure_signature(attempt) == f"TypeError at {attempt['where']}"
+
+
+@pytest.mark.parametrize(("name", "schema", "members"), [("late", 1, 1), ("late", 1, 2), ("small", 99, 1)])
+def test_a_worker_waits_for_a_full_disk_before_its_first_step_and_to_record_a_failure(
+    name: str, schema: int, members: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = runtime_config(data, tmp_path)
+    trials = [trial_of(name, seed).to_json() for seed in range(members)]
+    refused: set[str] = set()
+    write = Ledger.write
+
+    def full_at_first(ledger: Ledger, name: str, content: bytes) -> None:
+        if name not in refused:
+            refused.add(name)
+            raise OSError(errno.ENOSPC, "No space left on device", name)
+        write(ledger, name, content)
+
+    monkeypatch.setattr(Ledger, "write", full_at_first)
+    monkeypatch.setattr("sweeps.store.ledger.time.sleep", lambda _: None)
+    work(assignment([trial | {"schema": schema} for trial in trials], here), lambda _: None)
+    for trial in trials:
+        assert only_attempt(here.ledger, trial["key"])["final"]
+    assert refused
 
 
 def test_an_error_names_the_line_of_the_users_code() -> None:
