@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -294,7 +295,7 @@ def unmounted_output(settings: Settings) -> str:
 
 
 def unwritable_output(settings: Settings) -> str:
-    """Return why the output cannot be written to, as far as one sees without writing; empty where it can."""
+    """Return why the output cannot be written to, as far as a file that is gone at once shows it; empty where it can."""
     if "://" in settings.output:
         return ""  # a store elsewhere says so only when something is written
     if why := unmounted_output(settings):
@@ -306,7 +307,11 @@ def unwritable_output(settings: Settings) -> str:
         return f"cannot write to --output {settings.output}: {folder} is not a folder"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"cannot write to --output {settings.output}: no permission in {folder}"
-    return ""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return f"cannot write to --output {settings.output}: {error.strerror or error}"
 
 
 def _not_writable(_: Plan, settings: Settings) -> str:

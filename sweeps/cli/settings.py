@@ -51,6 +51,7 @@ ON_GPU = ("nvjpeg", "both")  # readers that decode on a GPU
 EPOCHS = "recipe.epochs"
 SYNTHETIC = "synthetic"  # begins the names of embedded pictures
 LONGEST = 60  # letters of a variant's name; a longer one is cut and ends with a hash
+LONGEST_TITLE = 180  # bytes of a sweep's title: names of files, with what stands around it, have 255 at most
 
 StalePolicy = Literal["ask", "keep", "retrain"]
 
@@ -301,9 +302,13 @@ def declare(
     other = dataset if other_data else ""
     titled = _titled(sweep, parts, other, settings.ledger)
     is_usual = followed.folds in (0, usual_folds(protocol, profile))
-    if is_usual or _has_run_with_folds(titled, settings.ledger):
-        return titled
-    return _titled(sweep, [*parts, f"folds={followed.folds}"], other, settings.ledger)
+    if not (is_usual or _has_run_with_folds(titled, settings.ledger)):
+        titled = _titled(sweep, [*parts, f"folds={followed.folds}"], other, settings.ledger)
+    if len(titled.title.encode()) > LONGEST_TITLE:
+        raise ValueError(
+            f"the sweep would be called {titled.title}, too long for names of files: {LONGEST_TITLE} bytes at most"
+        )
+    return titled
 
 
 def notes(

@@ -29,7 +29,8 @@ def work(assignment: Assignment, notify: Notify) -> None:
     """Train the trials of an assignment.
 
     All failures go to the ledger, and those that may pass are raised too: Tune then starts the worker again. A ledger
-    that is full or away is waited for. What cannot be read or imported here fails at once. Nothing is imported where the driver has asked to stop by then.
+    that is full or away is waited for. What cannot be read or imported here fails at once. Nothing is imported where
+    the driver has asked to stop by then.
     """
     contents: list[Json] = [json.loads(text) for text in assignment["trials"]]
     runtime = RuntimeConfig(**assignment["runtime"])

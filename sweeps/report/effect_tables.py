@@ -14,12 +14,13 @@ from sweeps.results import paper
 from sweeps.results.cell_numbers import DERIVED, SETS, ResultTable, digits, named, number
 from sweeps.results.chosen_numbers import shown_effect, sides, untested_notes, why_untested
 from sweeps.results.claims import PrintedTest, printed_tests
-from sweeps.results.contrasts import Contrast, Effect, effects, votes_apart
+from sweeps.results.contrasts import Contrast, Effect, effects, votes_apart, without_runs
 from sweeps.results.evidence import SweepResults
 from sweeps.results.marks import MARKS, lost_marks, stale_marks
 from sweeps.results.statistics import wilson
 
 BESIDE: Final = "the one beside it: the first of the table that has run, or the one that its cell names"
+NAMED: Final = 6  # cells without a result at most that are named
 RANKED: Final = 6  # pairs from which Wilcoxon's p can be below .05: the least is 2 / 2**n
 WORD_TONES: Final[dict[str, Tone]] = {"better": "good", "worse": "bad"}
 PICTURES: Final = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
@@ -71,6 +72,9 @@ def _notes(group: ResultTable, group_effects: Sequence[Effect], reference: str) 
     tests = "; ".join(words for basis, words in pairing.items() if basis in bases)
     notes = [f"Each row less {reference}." + (f" {tests[0].upper()}{tests[1:]}." if tests else "")]
     tested = sum(math.isfinite(contrast.p) for contrast in contrasts)
+    if absent := without_runs(group):
+        names = ", ".join(absent) if len(absent) <= NAMED else count(len(absent), "cell")
+        notes.append(f"Cells without a result have no row: {names}.")
     if group.metric.is_own:
         words = " Better or worse where p (Holm) is below .05, else open." if tested or not any(untested) else ""
         notes.append(f"{group.metric.note}.{words}")

@@ -247,5 +247,10 @@ def compared(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     return list(pairs.values())
 
 
+def without_runs(table: ResultTable) -> list[str]:
+    """Return the labels of the cells that have no result yet, which are compared with nothing."""
+    return [row.label for row in table.rows if row.results is not None and not _has_runs(row)]
+
+
 def _has_runs(row: Row) -> bool:
     return row.results is not None and bool(row.results.tested)

@@ -87,3 +87,14 @@ def test_profile_of_a_page_without_the_paper_is_shown_as_written() -> None:
     assert Sweep("mine", "paper", (own,)).scale == AS_WRITTEN
     assert Sweep("mine", "paper", (own, BASELINE)).scale == "paper"
     assert Sweep("mine", "demo", (own,)).scale == "demo"
+
+
+def test_cell_without_a_result_has_no_row_among_the_effects_and_a_note_says_so(tmp_path: Path) -> None:
+    cells = tuple(Cell(f"crelu{n}" if n else "relu", S2.crelu(n) if n else S2, PICTURES.format(10), MINE)
+                  for n in range(3))  # fmt: skip
+    sweep = Sweep("mine", "paper", cells, Protocol(seeds=2))
+    ledger = Ledger(str(tmp_path / "ledger"))
+    make(ledger, sweep, lambda trial: Made({TOP1: 20.0 + trial.seed}) if trial.cell.label != "crelu2" else None)
+    table = document(ledger, read_sweep(ledger, "mine")).tables["cells-embedded-mine-effects"]
+    assert [row[0].text for row in table.rows] == ["crelu1"]
+    assert "Cells without a result have no row: crelu2." in table.notes
