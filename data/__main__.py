@@ -160,15 +160,20 @@ def _files(options: argparse.Namespace) -> list[Path]:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from crelu_data.changes import check_unchanged
+    from crelu_data.changes import check_unchanged, check_whole
     from crelu_data.write import verify
 
+    where = data_dir(options.data_dir)
     for path in _files(options):
         with shown_progress() as progress:
             sidecar = verify(path, options.workers, progress)
         verb = "is" if sidecar.count == 1 else "are"
         print(f"{path}: {counted(sidecar.count, 'picture')} {verb} intact, fingerprint {sidecar.fingerprint[:16]}")
-    check_unchanged(options.name, data_dir(options.data_dir))
+    check_whole(options.name, where)
+    for path in (beton_path(options.name, split, where) for split in SPLITS):
+        if path.with_suffix(".json").exists() and not path.exists():
+            raise ValueError(f"{path} is gone, and its sidecar is there: {prepare_command(options.name, where)}")
+    check_unchanged(options.name, where)
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -44,6 +44,20 @@ def test_prepare_verify_info_and_bench_follow_each_other(tmp_path: Path, capsys:
     assert "fingerprint" in capsys.readouterr().out
 
 
+def test_verify_fails_where_a_split_is_gone_with_its_sidecar_or_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["synthetic:train=40,test=10", "--data-dir", str(tmp_path)]
+    assert main(["prepare", *words, "--writer", "native"]) == 0
+    path = beton_path(words[0], "train", tmp_path)
+    path.unlink()
+    assert main(["verify", *words]) == 2
+    assert f"error: {path} is gone, and its sidecar is there: " in capsys.readouterr().err
+    path.with_suffix(".json").unlink()
+    assert main(["verify", *words]) == 2
+    assert "has no train split" in capsys.readouterr().err
+
+
 def test_a_file_of_one_picture_is_told_as_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["synthetic:train=4,test=1,classes=2", "--data-dir", str(tmp_path)]
     assert main(["prepare", *words, "--writer", "native"]) == 0
