@@ -1157,7 +1157,7 @@ MUTATIONS: tuple[Mutation, ...] = (
          "test_changed_folder_is_said_by_each_command"),
     ),
     *_faults("data/__main__.py", "tests/data/test_changes.py",
-        ("    check_unchanged(options.name, data_dir(options.data_dir))\n",
+        ("    check_unchanged(options.name, where)\n",
          "",
          "test_changed_folder_is_said_by_each_command"),
     ),

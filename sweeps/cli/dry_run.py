@@ -295,7 +295,7 @@ def unmounted_output(settings: Settings) -> str:
 
 
 def unwritable_output(settings: Settings) -> str:
-    """Return why the output cannot be written to, as far as a file that is gone at once shows it; empty where it can."""
+    """Return why the output cannot be written to, as a file that is gone at once shows it; empty where it can."""
     if "://" in settings.output:
         return ""  # a store elsewhere says so only when something is written
     if why := unmounted_output(settings):

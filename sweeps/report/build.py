@@ -352,7 +352,7 @@ def _reports(options: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
-    _parser = Parser(prog="python -m sweeps.report.build")
+    _parser: argparse.ArgumentParser = Parser(prog="python -m sweeps.report.build")
     arguments(_parser)
     _parser.add_argument("--output", default="outputs", metavar="DIR")
     try:
