@@ -40,9 +40,9 @@ class Order(NamedTuple):
 
 
 def torch_order(rows: int, channels: int, processors: int, threads: int) -> Order | None:
-    """Return torch's order, on a GPU of so many processors with so many threads each; None where it takes one part.
+    """Return torch's order, on a GPU of so many processors with so many threads each; None where all is one part.
 
-    It is that of its kernel of sums (torch 2.11 to 2.15), for channels that lie together.
+    It is that of torch's kernel (2.11 to 2.15), for rows whose channels lie side by side in memory.
     """
     together = next(count for count in (4, 2, 1) if channels % count == 0)
     columns = channels // together
