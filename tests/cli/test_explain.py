@@ -137,7 +137,6 @@ def test_training_at_a_studied_rate_is_told_as_that(tmp_path: Path, capsys: pyte
     [
         (("Baselin",), "s-demo has no cell 'Baselin'; did you mean 'Baseline'?"),
         (("Baseline", "s7"), "Baseline has no trial 's7'; did you mean 's1'?"),
-        (("",), "s-demo has no cell ''"),
     ],
 )
 def test_names_that_are_not_there_are_a_sentence(output: Path, words: tuple[str, ...], sentence: str) -> None:

@@ -121,6 +121,16 @@ def verified_before_prepared(user: ShellUser) -> Scenario:
     assert "10 pictures are intact" in user.asks(*ask)
 
 
+@at("data/__main__.py _verify crelu_data prepare")
+def verified_after_a_file_is_gone(user: ShellUser) -> Scenario:
+    where = data_of(user)
+    prepare(TINY, where, writer="native", workers=1)
+    beton_path(TINY, "test", where).unlink()
+    ask = ("crelu_data", "verify", TINY, "--data-dir", str(where))
+    user.runs((yield user.asks(*ask, code=2)))
+    assert "10 pictures are intact" in user.asks(*ask)
+
+
 @at("data/availability.py missing_message crelu_data prepare")
 def missing_published_set(user: ShellUser) -> Scenario:
     images = user.folder / "my images"

@@ -65,7 +65,7 @@ def fill(ledger: Ledger) -> Ledger:
 def run_job_command(name: str, ledger: Ledger, data_dir: Path | str, *words: str) -> int:
     """Run a job's command in this process, on the CPU unless `words` say otherwise; return its exit code."""
     output = str(Path(ledger.root).parent)
-    paths = ["--output", output, "--data-dir", str(data_dir), "--reader", "threads"]
+    paths = ["--output", output, *(["--data-dir", str(data_dir)] if data_dir else []), "--reader", "threads"]
     device = [] if "--device" in words else ["--device", "cpu"]
     parser = PAGES[name].arguments()
     return job.run_command(PAGES[name].JOB, parser.parse_args([*words, *paths, *device]), parser.parse_args([]))
