@@ -114,7 +114,7 @@ class Bench:
     flops: float = float("nan")
     copy: float = float("nan")
     began: float = field(default_factory=time.perf_counter)
-    ends: float = float("inf")  # when the whole is ended, whatever it does then
+    ends: float = float("inf")  # the command is ended then
     rows: list[dict[str, Any]] = field(default_factory=list)
     file: Path | None = None  # that has the rows as JSON
 

@@ -176,7 +176,7 @@ def _launch(
     if order is not None:
         high, wide = tile(order, width)
         programs = order.parts
-    if constants:
+    if kernel is _activation_backward:
         numbers.append(1 if order is None else order.step)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         kernel[(programs, triton.cdiv(width, wide))](

@@ -252,7 +252,7 @@ def _beats(
 
 @contextmanager
 def _usual(device: torch.device) -> Iterator[None]:
-    """Compute with gradients and without autocast, whatever the caller does. A GPU's autocast gives sums in fp32."""
+    """Compute with gradients and without autocast in this block. A GPU's autocast gives sums in fp32."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         yield
 

@@ -15,14 +15,16 @@ THREADS = 512  # of a block of torch's sum, over the numbers that a thread takes
 WARP = 32
 LEAST_ROWS, MOST_ROWS = 16, 256  # of a thread
 TILES = 8  # of a part, where the order may be any
+AT_ONCE = 8  # parts that a thread reads before it adds the first
 COLUMNS = 32  # of a program that adds the parts
 
 
 class Order(NamedTuple):
     """Order of a sum of rows: row r is added in thread r % high of part r // high % parts.
 
-    A thread has four sums and adds to each in turn. Then these are added, then a half of the threads to the other half
-    until one is left; and in the same way the parts, of which a thread takes each high-th.
+    A thread has four sums; its rows go to the first, the second, the third, the fourth, and to the first again. The
+    four are added. One half of a part's threads is added to the other half, until one is left. Part p is then added in
+    thread p % high, and these threads are halved in the same way.
     """
 
     high: int
@@ -101,7 +103,7 @@ def add_parts(sums: Tensor, order: Order, dtype: torch.dtype) -> Tensor:
     result = torch.empty(channels, dtype=dtype, device=sums.device)
     with torch.cuda.device_of(sums):  # type: ignore[no-untyped-call]
         _add_parts[(triton.cdiv(channels, COLUMNS),)](
-            sums, result, order.parts, channels, order.high, COLUMNS, order.halvings, TILES, enable_fp_fusion=False
+            sums, result, order.parts, channels, order.high, COLUMNS, order.halvings, AT_ONCE, enable_fp_fusion=False
         )
     return result
 

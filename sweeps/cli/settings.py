@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from crelu_models.model import Model
 from sweeps.cli.command import Command
 from sweeps.cli.notify import notify_address
+from sweeps.cli.titles import check_length, fields_name, has_run_with_folds, titled
 from sweeps.experiment.halving import rungs
 from sweeps.experiment.profiles import (
     EMBEDDED,
     changed_fields,
     data_name,
-    file_name,
     has_own_recipes,
     on_dataset,
     on_one_dataset,
@@ -30,7 +29,7 @@ from sweeps.experiment.profiles import (
 from sweeps.experiment.questions.question import Question
 from sweeps.experiment.recipe import Recipe
 from sweeps.experiment.search import Search
-from sweeps.experiment.sweep import Protocol, Sweep, check_apart, sweep_from_json
+from sweeps.experiment.sweep import Protocol, Sweep, check_apart
 from sweeps.experiment.trial import Cell
 from sweeps.experiment.wording import count, unknown_name
 from sweeps.store.ledger import Ledger, unguarded
@@ -50,8 +49,6 @@ SMALL = "no GPU here: the demo's small nets and short recipes (--profile paper f
 ON_GPU = ("nvjpeg", "both")  # readers that decode on a GPU
 EPOCHS = "recipe.epochs"
 SYNTHETIC = "synthetic"  # begins the names of embedded pictures
-LONGEST = 60  # letters of a variant's name; a longer one is cut and ends with a hash
-LONGEST_TITLE = 180  # bytes of a sweep's title: names of files, with what stands around it, have 255 at most
 
 StalePolicy = Literal["ask", "keep", "retrain"]
 
@@ -288,7 +285,7 @@ def declare(
     changed = _decoded([change(cell, options.set) for cell in on_data], settings)
     decoder = settings.decoder if any(cell.decoder for cell in changed) else ""
     other_data = [cell.key for cell in on_data] != [cell.key for cell in page]
-    parts = [data_name(dataset) if other_data else "", fields_name(on_data, options.set), decoder]
+    parts = [data_name(dataset) if other_data else "", fields_name(on_data, changed, options.set), decoder]
     labels = {cell.label: called.label for cell, called in zip(cells, changed, strict=True)}
     names = {cell.label: (cell.dataset, called.dataset) for cell, called in zip(cells, changed, strict=True)}
     asked = tuple(
@@ -300,15 +297,12 @@ def declare(
     sweep = Sweep(name, profile, changed, followed, questions=asked)
     check_apart(sweep)
     other = dataset if other_data else ""
-    titled = _titled(sweep, parts, other, settings.ledger)
+    named = titled(sweep, parts, other, settings.ledger)
     is_usual = followed.folds in (0, usual_folds(protocol, profile))
-    if not (is_usual or _has_run_with_folds(titled, settings.ledger)):
-        titled = _titled(sweep, [*parts, f"folds={followed.folds}"], other, settings.ledger)
-    if len(titled.title.encode()) > LONGEST_TITLE:
-        raise ValueError(
-            f"the sweep would be called {titled.title}, too long for names of files: {LONGEST_TITLE} bytes at most"
-        )
-    return titled
+    if not (is_usual or has_run_with_folds(named, settings.ledger)):
+        named = titled(sweep, [*parts, f"folds={followed.folds}"], other, settings.ledger)
+    check_length(named)
+    return named
 
 
 def notes(
@@ -437,60 +431,6 @@ def taken_sentence(cells: Sequence[Cell], profile: str, dataset: str) -> str:
         f"one data set ({pictures}){besides}: the page's cells of {' and '.join(names)} are taken, "
         f"{len(chosen)} of {len(cells)}"
     )
-
-
-def fields_name(cells: Sequence[Cell], assignments: Sequence[str]) -> str:
-    """Return the fields of --set that change a cell as a part of a title, e.g. recipe.epochs=10; empty for none."""
-    values: dict[str, str] = {}
-    changed = [change(cell, assignments) for cell in cells]  # together: some fields go only with others
-    for name, word in {name: word for name, _, word in (text.partition("=") for text in assignments)}.items():
-        if name == "net.final_activation":
-            if any(after.net != before.net for after, before in zip(changed, cells, strict=True)):
-                values[name] = word
-        elif name not in ("dataset", "recipe.name"):  # a recipe's name is no part of what a trial is
-            field = name.removeprefix("recipe.")
-            pairs = [(getattr(a.recipe, field), getattr(b.recipe, field)) for a, b in zip(changed, cells, strict=True)]
-            if any(after != before for after, before in pairs):
-                value = pairs[0][0]
-                values[name] = str(value).lower() if isinstance(value, bool) else str(value)
-    words = file_name(",".join(f"{name}={values[name]}" for name in sorted(values)))
-    if len(words) <= LONGEST:
-        return words
-    return f"{words[: LONGEST - 7]}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
-
-
-def _titled(sweep: Sweep, parts: Sequence[str], other: str, ledger: Ledger) -> Sweep:
-    """Return the sweep with these parts of a title, the name of its data first, and a hash where the title is taken.
-
-    `other` is the data set that it trains on in place of the page's, empty for none.
-    """
-    named = dataclasses.replace(sweep, variant="-".join(filter(None, parts)))
-    if not other:
-        return named
-    digest = hashlib.sha256(other.encode()).hexdigest()[:6]
-    hashed = dataclasses.replace(sweep, variant="-".join(filter(None, (parts[0], digest, *parts[1:]))))
-    return hashed if _is_taken(named, hashed, ledger) else named
-
-
-def _is_taken(sweep: Sweep, hashed: Sweep, ledger: Ledger) -> bool:
-    """Return whether a sweep of other data has this title, or this sweep has run under its `hashed` one before."""
-    with suppress(ValueError):  # what is no plan holds no title
-        if ledger.read_json(f"plans/{hashed.title}.json") is not None:
-            return True
-        declared = ledger.read_json(f"plans/{sweep.title}.json")
-        return declared is not None and sweep_from_json(declared).datasets != sweep.datasets
-    return False
-
-
-def _has_run_with_folds(sweep: Sweep, ledger: Ledger) -> bool:
-    """Return whether a sweep of this title has run with as many folds: an earlier version named none in the title.
-
-    Else they are named: the trainings of so many folds are others than of the page's.
-    """
-    with suppress(ValueError):  # what is no plan holds no title
-        declared = ledger.read_json(f"plans/{sweep.title}.json")
-        return declared is not None and sweep_from_json(declared).protocol.folds == sweep.protocol.folds
-    return False
 
 
 def _asked_dataset(options: argparse.Namespace) -> str:

@@ -52,7 +52,7 @@ def measure_together(asked: Iterable[tuple[Net | Model, int, int]]) -> None:
 
 
 def _request(model: Model, classes: int, size: int) -> Request:
-    """Return what is asked of a model: at its own side, where it has one."""
+    """Return what is asked of a model. A model with a side of its own is asked at that."""
     return model, classes, model.size or size
 
 

@@ -193,8 +193,8 @@ for kind in activations.DEFINITIONS:
 for rectified in (False, True):
     for kernel in (dropout._dropout_forward, dropout._dropout_backward):
         moves(kernel, rectified=rectified, block=1024)
-made = compiled(sums._add_parts, high=4, wide=sums.COLUMNS, halvings=2, together=sums.TILES)
-print(*(word[0] for word in re.findall(r"\\bLDG|\\bFADD", made.asm["sass"])[: sums.TILES + 1]), sep="")
+made = compiled(sums._add_parts, high=4, wide=sums.COLUMNS, halvings=2, together=sums.AT_ONCE)
+print(*(word[0] for word in re.findall(r"\\bLDG|\\bFADD", made.asm["sass"])[: sums.AT_ONCE + 1]), sep="")
 for kernel in (activations._activation_forward, pooling._pool_forward, pooling._pool_backward):
     print(*(one.name for one in kernel.params if not one.is_constexpr and not one.do_not_specialize))
 for side, stride in ((2, 2), (3, 2)):

@@ -79,7 +79,7 @@ def test_the_order_is_that_of_torchs_kernel(gpu: Kernels) -> None:
     assert order(256 * 55 * 55, 96) == (8, 1056)
     assert order(128 * 32 * 32, 64) == (8, 1024)
     assert order(128 * 32 * 32, 10) == (64, 128)  # two channels a thread, in blocks of 256
-    assert order(128 * 32 * 32, 33) == (16, 264)  # one each: blocks of 512 threads, of which 528 are there at once
+    assert order(128 * 32 * 32, 33) == (16, 264)  # one each: 528 blocks of 512 threads are there at once
     assert order(128 * 4 * 4, 512) == (4, 32)
     assert order(128 * 2 * 2, 512) is None  # 128 rows a thread, in one part
     assert order(50, 96) is None

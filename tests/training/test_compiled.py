@@ -47,7 +47,7 @@ def test_a_compiled_net_is_one_graph_and_draws_the_masks_of_the_net(name: str) -
     assert any(isinstance(layer, Dropout) for layer in model)
     pictures = torch.randn(16, 3, *[NETS[name].size if NETS[name].size <= 64 else 64] * 2)
     plain = trained(model, model, pictures)
-    compiled = Compiled(model, BACKEND)  # of which a break would raise an error
+    compiled = Compiled(model, BACKEND)  # it raises an error where it takes only parts of the net
     for _ in range(2):
         ours = trained(model, compiled, pictures)
         assert all(torch.allclose(a, b, rtol=1e-3, atol=3e-5) for a, b in zip(ours, plain, strict=True))

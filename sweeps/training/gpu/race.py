@@ -1,4 +1,4 @@
-"""Two forms of a step, of which the faster one is taken: as it is, and by a net that torch.compile has made anew."""
+"""Race of a step as it is with the step of the compiled net: the faster one is taken."""
 
 from __future__ import annotations
 
